@@ -1,0 +1,71 @@
+"""Every bound of the system, each with its reason. Nothing else defines a maximum.
+
+Units stand last in the name. What a user can run into is listed in docs/limits.md.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- what a client may send (docs/contract: beyond is 413 or 422 and says the limit) ---
+NAME_BYTES_MAX: Final = 256
+"""Lock, queue and cache names: long enough for a path-like key, short enough to hold millions."""
+BODY_BYTES_MAX: Final = 1 * MIB
+"""An HTTP request body and one queue message: larger blobs belong in an object store."""
+VALUE_BYTES_MAX: Final = 1 * MIB
+"""One cached value: it travels in one peer frame and one main-memory write."""
+BATCH_ITEMS_MAX: Final = 1_000
+"""Items in one batch: bounds the time one log entry takes to apply."""
+SESSION_TTL_MS_MIN: Final = 100
+SESSION_TTL_MS_MAX: Final = 24 * 3_600_000
+SESSION_TTL_MS_DEFAULT: Final = 10_000
+WAIT_MS_MAX: Final = 30_000
+"""Long polls and lock waits: below the usual 60 s time-outs of proxies."""
+STREAM_MESSAGE_BYTES_MAX: Final = 4 * MIB
+"""One WebSocket message of the stream protocol (a batch of requests)."""
+STREAM_IN_FLIGHT_MAX: Final = 4_096
+"""Unanswered requests of one stream connection: beyond is answered 429."""
+
+# --- Raft ---
+ENTRY_BYTES_MAX: Final = 4 * MIB
+"""One log entry: all commands that were pending together; a larger batch is cut in two."""
+APPEND_BYTES_MAX: Final = 4 * MIB
+"""Entries of one append message: keeps the peer link responsive for heartbeats."""
+INFLIGHT_APPENDS_MAX: Final = 64
+"""Unanswered append messages per follower: covers a round trip at full speed."""
+UNCOMMITTED_BYTES_MAX: Final = 64 * MIB
+"""Uncommitted payload on a leader: beyond, proposals are refused with 503 `overloaded`."""
+LOG_TAIL_ENTRIES: Final = 1_000
+"""Entries kept behind a snapshot, so that a follower a little behind needs no snapshot."""
+SNAPSHOT_CHUNK_BYTES: Final = 512 * KIB
+"""One piece of a snapshot on the wire: small enough not to delay heartbeats."""
+SNAPSHOT_EVERY_ENTRIES: Final = 50_000
+SNAPSHOT_EVERY_BYTES: Final = 32 * MIB
+"""A group is snapshotted after this much log since its last snapshot."""
+STORY_LINES_MAX: Final = 64
+"""Recent role changes a core keeps, to be printed with a failure."""
+
+# --- storage ---
+WAL_SEGMENT_BYTES: Final = 16 * MIB
+"""Preallocated, so that fdatasync has no metadata to write."""
+
+# --- peer transport ---
+FRAME_BYTES_MAX: Final = 16 * MIB
+"""One peer frame: a batch of messages; larger is a broken or hostile peer."""
+PEER_OUTBOX_BYTES_MAX: Final = 64 * MIB
+"""Unsent bytes to one peer: beyond, new messages are dropped (Raft repeats them)."""
+PEER_CALLS_MAX: Final = 65_536
+"""Unanswered calls to one peer."""
+FORWARD_HOPS_MAX: Final = 2
+"""A request is forwarded at most this often: guards against two nodes pointing at each other."""
+
+# --- state machines ---
+LOCKS_MAX: Final = 1_000_000
+SESSIONS_MAX: Final = 100_000
+WAITERS_PER_LOCK_MAX: Final = 10_000
+SEMAPHORE_PERMITS_MAX: Final = 10_000
+LIST_ITEMS_MAX: Final = 1_000
+QUEUES_MAX: Final = 1_000
+PARTITIONS_MAX: Final = 256
+NODES_PER_ROLE_MAX: Final = 9

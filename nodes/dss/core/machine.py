@@ -1,0 +1,151 @@
+"""The contract of a replicated state machine, and the codec of its commands.
+
+A log entry's payload is a msgpack array of items `[request_id, op, args]`: exactly what a client
+sends on a stream, so that the leader logs the client's own bytes. `request_id` means nothing to
+a machine; `args` is a msgpack map decoded into the struct registered for `op`.
+
+What must not live here: any particular machine, any I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from dss.base.errors import Invalid
+
+Result = tuple[int, Any]
+"""(status, body): an HTTP status and a msgpack/JSON-able body; status >= 400 bodies carry
+`code` and `message`."""
+
+PENDING: Final[Result] = (0, None)
+"""The command waits inside the machine (a lock waiter): its answer comes later as a Wake."""
+
+
+class Wake(msgspec.Struct, frozen=True, gc=False):
+    """The late answer to the command that stood at `position` in entry `index`."""
+
+    index: int
+    position: int
+    status: int
+    body: Any
+
+
+class Machine(Protocol):
+    """Deterministic: the same entries in the same order give the same state on every node.
+
+    `apply` is called with decoded commands of one entry, in log order. Reads are plain methods
+    of the concrete machine, called by the service after a ReadIndex round.
+    """
+
+    codec: CommandCodec
+
+    def apply(self, index: int, log_ms: int, commands: Sequence[Any]) -> list[Result]:
+        """One result per command, in order. Never raises for any decodable command."""
+        ...
+
+    def take_wakes(self) -> list[Wake]:
+        """Late answers that the last `apply` calls produced; empties the list."""
+        ...
+
+    def leader_changed(self, index: int, log_ms: int) -> None:
+        """A new leader's no-op is applied: leases get their full length from `log_ms`."""
+        ...
+
+    def next_due_ms(self) -> int | None:
+        """The log time at which `due` will have something to do; None: nothing is scheduled."""
+        ...
+
+    def due(self, log_ms: int) -> list[Any]:
+        """Commands (structs of the codec) that the leader should propose now, at most 1,000.
+
+        They must be conditional (on a renewal count, a delivery id), so that a late or repeated
+        one does nothing.
+        """
+        ...
+
+    def snapshot(self) -> bytes:
+        """The whole state; `restore` of it on an empty machine gives an equal state."""
+        ...
+
+    def restore(self, data: bytes) -> None: ...
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError with the state's story when the state is impossible."""
+        ...
+
+
+class CommandCodec:
+    """Typed encoding of command items.
+
+    Args:
+        ops: op name -> struct type of its args (`msgspec.Struct`, `omit_defaults=True`, bounds
+            written as `Annotated[..., msgspec.Meta(...)]`, so that decoding validates).
+    """
+
+    def __init__(self, ops: Mapping[str, type[msgspec.Struct]]) -> None:
+        self._decoders = {op: msgspec.msgpack.Decoder(kind) for op, kind in ops.items()}
+        self._names = {kind: op for op, kind in ops.items()}
+        self._items = msgspec.msgpack.Decoder(list[tuple[int, str, msgspec.Raw]])
+        self._encoder = msgspec.msgpack.Encoder()
+
+    @property
+    def ops(self) -> frozenset[str]:
+        return frozenset(self._decoders)
+
+    def split(self, payload: bytes | memoryview) -> list[tuple[int, str, msgspec.Raw]]:
+        """Cut a batch into (request_id, op, raw args) without decoding the args.
+
+        Raises:
+            Invalid: the bytes are not a msgpack array of such triples.
+        """
+        try:
+            return self._items.decode(payload)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise Invalid(f"a message must be [[request_id, op, args], …]: {error}") from error
+
+    def decode_args(self, op: str, args: bytes | msgspec.Raw) -> Any:
+        """Decode and validate one item's args.
+
+        Raises:
+            Invalid: unknown op, missing field, wrong type or beyond a limit; names the field.
+        """
+        decoder = self._decoders.get(op)
+        if decoder is None:
+            raise Invalid(f"unknown op {op!r}; known: {', '.join(sorted(self._decoders))}")
+        try:
+            return decoder.decode(args)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise Invalid(f"{op}: {error}") from error
+
+    def decode(self, payload: bytes) -> list[Any]:
+        """All commands of a log entry."""
+        decoders = self._decoders
+        return [decoders[op].decode(args) for _, op, args in self._items.decode(payload)]
+
+    def encode_item(self, request_id: int, command: msgspec.Struct) -> bytes:
+        """One `[request_id, op, args]` item, to be joined by `join_items`."""
+        return self._encoder.encode((request_id, self._names[type(command)], command))
+
+
+def join_items(count: int, items: Sequence[bytes]) -> bytes:
+    """A batch payload out of encoded items: a msgpack array header and their bytes.
+
+    Args:
+        count: how many items `items` hold together (a piece may hold several).
+    """
+    return b"\xdd" + count.to_bytes(4, "big") + b"".join(items)
+
+
+def strip_array_header(payload: bytes) -> tuple[int, bytes]:
+    """The inverse: (count, bytes of the items) of a msgpack array. Raises Invalid otherwise."""
+    first = payload[0] if payload else 0
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F, payload[1:]
+    if first == 0xDC and len(payload) >= 3:
+        return int.from_bytes(payload[1:3], "big"), payload[3:]
+    if first == 0xDD and len(payload) >= 5:
+        return int.from_bytes(payload[1:5], "big"), payload[5:]
+    raise Invalid("a message must be a msgpack array of [request_id, op, args]")
