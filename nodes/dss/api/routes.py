@@ -1,0 +1,34 @@
+"""What a route is. Each `api/<role>.py` returns a list of these; `app.py` serves and documents them.
+
+What must not live here: any particular route, rendering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation of the HTTP API; also one entry of `/openapi.json`.
+
+    `path` is written as in OpenAPI: `/v1/locks/{name}/acquire`. `{name}` never spans a slash:
+    slashes in names are percent-encoded. The handler raises DssError for every failure.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    summary: str
+    request: Any = None
+    """A msgspec struct type of the JSON body, or None for no body."""
+    response: Any = None
+    """A msgspec struct type of the 2xx JSON body, or None for no body."""
+    status: int = 200
+    errors: tuple[int, ...] = ()
+    """Statuses of declared failures besides 404, 413, 421, 422, 429, 503, 504."""
+    query: dict[str, str] = {}
+    """Query parameters: name -> one-line description."""

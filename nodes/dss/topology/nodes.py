@@ -1,0 +1,68 @@
+"""The configuration of one node process, after validation. Parsing lives in `config.py`.
+
+What must not live here: reading the environment, defaults of the cluster model.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class NodeSpec(msgspec.Struct, frozen=True):
+    """One entry of a peer list: how others reach a node.
+
+    `host` is what others dial; `port` serves HTTP, `peer_port` the peer transport.
+    """
+
+    id: str
+    host: str
+    port: int
+    peer_port: int
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `dss node` needs. Units stand last in the name."""
+
+    node_id: str
+    role: str
+    """`lock`, `queue` or `cache`."""
+    data_dir: str
+    bind_host: str = "127.0.0.1"
+    raft_peers: tuple[NodeSpec, ...] = ()
+    queue_nodes: tuple[NodeSpec, ...] = ()
+    cache_peers: tuple[NodeSpec, ...] = ()
+    cluster_id: str = "local"
+    cluster_secret: str = msgspec.field(default="")
+    memory_url: str = ""
+    partitions: int = 32
+    replication_factor: int = 3
+    heartbeat_ms: int = 50
+    election_min_ms: int = 300
+    election_max_ms: int = 900
+    cache_capacity_mib: int = 64
+    cache_lease_ms: int = 1_000
+    snapshot_every_entries: int = 50_000
+    log_level: str = "info"
+    log_format: str = "text"
+    """`text` or `json`."""
+
+    @property
+    def peers(self) -> tuple[NodeSpec, ...]:
+        """All nodes of the cluster, this one included, in the order lock, queue, cache."""
+        return self.raft_peers + self.queue_nodes + self.cache_peers
+
+    @property
+    def me(self) -> NodeSpec:
+        """This node's own entry (validation has made sure that there is exactly one)."""
+        return next(peer for peer in self.peers if peer.id == self.node_id)
+
+    def role_of(self, node_id: str) -> str | None:
+        """`lock`, `queue`, `cache`, or None for an id that is in no list."""
+        for role, peers in (
+            ("lock", self.raft_peers),
+            ("queue", self.queue_nodes),
+            ("cache", self.cache_peers),
+        ):
+            if any(peer.id == node_id for peer in peers):
+                return role
+        return None
