@@ -49,6 +49,12 @@ STORY_LINES_MAX: Final = 64
 # --- storage ---
 WAL_SEGMENT_BYTES: Final = 16 * MIB
 """Preallocated, so that fdatasync has no metadata to write."""
+WAL_SPARES_MAX: Final = 2
+"""Reclaimed segments kept for reuse: one to roll into, one while the next is prepared."""
+SNAPSHOT_BLOCK_BYTES: Final = 64 * KIB
+"""One checksum each: a piece can be read and checked without reading the whole snapshot."""
+SNAPSHOT_BYTES_MAX: Final = 2 * 1024 * MIB
+"""One group's snapshot: it is built and restored in memory."""
 
 # --- peer transport ---
 FRAME_BYTES_MAX: Final = 16 * MIB
@@ -69,3 +75,25 @@ LIST_ITEMS_MAX: Final = 1_000
 QUEUES_MAX: Final = 1_000
 PARTITIONS_MAX: Final = 256
 NODES_PER_ROLE_MAX: Final = 9
+
+# --- configuration ---
+PEER_LIST_CHARS_MAX: Final = 64 * KIB
+"""One peer list: nine entries need 1 KiB; beyond is a mistake, and the kernel's limit is near."""
+SETTING_FILE_BYTES_MAX: Final = 64 * KIB
+"""A file named by `X_FILE`: one value; guards against naming a device or a log."""
+ENV_FILE_BYTES_MAX: Final = 1 * MIB
+"""A compose `.env` file."""
+
+# --- `dss up` ---
+RESTART_DELAY_MS_MIN: Final = 500
+"""A node that died is started again after this long; doubled each time it dies again."""
+RESTART_DELAY_MS_MAX: Final = 30_000
+"""The longest wait between restarts: a fixed cause is noticed within half a minute."""
+RESTART_STEADY_MS: Final = 30_000
+"""A node that ran this long counts as healthy: the next restart waits the minimum again."""
+STOP_GRACE_MS: Final = 10_000
+"""From SIGTERM to SIGKILL: leadership transfer and a last fsync take far less."""
+LOCAL_LOG_BYTES_MAX: Final = 16 * MIB
+"""A node's log file is put aside as `.1` at a start once it is larger."""
+READY_NOTICE_MS: Final = 20_000
+"""After this long `dss up` says which nodes are not ready and why, and goes on waiting."""

@@ -46,6 +46,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "text"
     """`text` or `json`."""
 
+    def __repr__(self) -> str:
+        """Without the secret and without MEMORY_URL, which may hold a password."""
+        return f"NodeConfig(node_id={self.node_id!r}, role={self.role!r}, {self.data_dir!r})"
+
     @property
     def peers(self) -> tuple[NodeSpec, ...]:
         """All nodes of the cluster, this one included, in the order lock, queue, cache."""
