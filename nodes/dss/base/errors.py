@@ -21,9 +21,7 @@ class DssError(Exception):
     code = "internal"
     status = 500
 
-    def __init__(
-        self, message: str, *, retry_after_ms: int | None = None, **extra: Any
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_ms: int | None = None, **extra: Any) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_ms = retry_after_ms
@@ -109,6 +107,13 @@ class CorruptData(DssError):
     status = 500
 
 
+class StorageFailed(DssError):
+    """The disk refused a write or sync: nothing after it is durable, so the node must stop."""
+
+    code = "storage_failed"
+    status = 500
+
+
 class ConfigProblem(DssError):
     """One bad setting. `message` is the whole line; the process exits with 78 (EX_CONFIG)."""
 
@@ -121,3 +126,21 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 69
 EXIT_TRY_AGAIN = 75
 EXIT_CONFIG = 78
+
+
+class RemoteError(DssError):
+    """Another node's error, passed on with its own code and status."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        extra = {
+            key: value
+            for key, value in body.items()
+            if key not in ("code", "message", "retry_after_ms")
+        }
+        super().__init__(
+            str(body.get("message", "no message")),
+            retry_after_ms=body.get("retry_after_ms"),
+            **extra,
+        )
+        self.code = str(body.get("code", "internal"))
+        self.status = status

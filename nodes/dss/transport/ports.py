@@ -39,9 +39,7 @@ class Transport(Protocol):
     def flush(self) -> None:
         """Write everything queued now: the engine calls this before its fsync."""
 
-    def call(
-        self, node_id: str, method: str, body: bytes, timeout_ms: int
-    ) -> Future[bytes]:
+    def call(self, node_id: str, method: str, body: bytes, timeout_ms: int) -> Future[bytes]:
         """Ask `node_id`. The future fails with:
 
         * Unavailable("… link is down"): not sent, nothing happened there;

@@ -1,0 +1,741 @@
+"""The engine: carries out the Raft cores' effects for all groups of one process. No asyncio.
+
+One cycle serves everything that is pending in all groups (docs/architecture.md § Hot path):
+
+    begin()   step every group that has events; hand sends to the transport; write the WAL
+    sync()    one fdatasync for all groups (inline or in a thread: the host's choice)
+    finish()  release what had to wait for the sync, apply what is committed, answer
+
+`drivers/host.py` runs it on an asyncio loop, `dss.testing` in the simulator: the same code.
+What must not live here: sockets, the loop, forwarding to a leader, HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from dss.base import limits
+from dss.core.machine import PENDING, Machine, join_items
+from dss.core.raft import effects as fx
+from dss.core.raft.messages import (
+    COMMAND,
+    NOOP,
+    AppendRequest,
+    Configuration,
+    Entry,
+    RaftMessage,
+    SnapshotChunk,
+    SnapshotResponse,
+)
+from dss.core.raft.raft import Raft, RaftSettings, RandomSource, SnapshotMeta
+from dss.drivers.ports import Sink
+from dss.storage.snapshots import SnapshotReceiver, SnapshotStore
+from dss.storage.wal import GroupState, Wal
+
+log = logging.getLogger("dss.raft")
+
+
+class Flight(msgspec.Struct):
+    """Proposals that share one log entry, until it is applied or lost."""
+
+    rids: list[int]
+    sinks: list[tuple[int, Sink]]
+    """(how many of the following commands, where their answers go), in order."""
+    commands: list[Any]
+    items: list[bytes]
+    size: int = 0
+    term: int = 0
+
+
+class EngineHooks(Protocol):
+    """What the engine needs from whoever runs it."""
+
+    def now_ms(self) -> int:
+        """Monotonic ms."""
+
+    def send(self, peer: str, message: RaftMessage) -> None: ...
+
+    def flush(self) -> None:
+        """Send everything handed to `send` now."""
+
+    def wake(self) -> None:
+        """Run a cycle soon: something is pending."""
+
+    def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
+        """These proposals were not appended anywhere."""
+
+    def role_changed(
+        self, group: int, role: str, term: int, leader: str | None, reason: str
+    ) -> None: ...
+
+    def applied(self, group: int) -> None:
+        """Entries of `group` were applied in this cycle."""
+
+    def offload(self, work: Callable[[], None], done: Callable[[], None]) -> None:
+        """Run blocking `work` off the loop, then `done` between two cycles."""
+
+
+class _Null:
+    """Where the answers to the engine's own proposals (expiry) go."""
+
+    def answer(self, request_id: int, status: int, body: Any) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+NULL_SINK = _Null()
+
+
+class Group:
+    """One Raft group on this node: its core, its machine and what waits for them."""
+
+    __slots__ = (
+        "applied_bytes",
+        "applied_index",
+        "applied_log_ms",
+        "commit_heard",
+        "configuration",
+        "due_in_flight",
+        "entries_since_snapshot",
+        "flights",
+        "flights_by_ref",
+        "gid",
+        "inbox",
+        "listed",
+        "machine",
+        "members",
+        "pending",
+        "raft",
+        "read_waiters",
+        "reads",
+        "receiver",
+        "snapshot_busy",
+        "snapshot_index",
+        "synced_upto",
+        "to_apply",
+        "waits",
+    )
+
+    def __init__(
+        self, gid: int, raft: Raft, machine: Machine, configuration: Configuration
+    ) -> None:
+        self.gid = gid
+        self.raft = raft
+        self.machine = machine
+        self.configuration = configuration
+        self.members = {
+            member.node_id: member.incarnation
+            for member in configuration.voters + configuration.learners
+        }
+        self.inbox: list[fx.Event] = []
+        self.listed = False
+        self.pending: list[Flight] = []
+        self.flights_by_ref: dict[int, Flight] = {}
+        self.flights: dict[int, Flight] = {}
+        self.waits: dict[tuple[int, int], tuple[Sink, int]] = {}
+        self.reads: dict[int, Callable[[str | None, bool], None]] = {}
+        self.read_waiters: list[tuple[int, Callable[[str | None, bool], None]]] = []
+        self.to_apply: list[Entry] = []
+        self.synced_upto: tuple[int, int] | None = None
+        self.applied_index = 0
+        self.applied_log_ms = 0
+        self.commit_heard: int | None = None
+        self.due_in_flight = False
+        self.entries_since_snapshot = 0
+        self.applied_bytes = 0
+        self.snapshot_busy = False
+        self.snapshot_index = 0
+        self.receiver: SnapshotReceiver | None = None
+
+
+class Engine:
+    """All Raft groups of one process over one WAL.
+
+    Args:
+        node_id: this node's id.
+        incarnation: of its data directory; messages for groups that list another are dropped.
+        wal: opened; everything recovered is in `recovered`.
+        recovered: what `Wal.open` gave, by group id.
+        snapshots: where snapshots live.
+        rng: gives each group its own seeded randomness.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        incarnation: str,
+        wal: Wal,
+        recovered: dict[int, GroupState],
+        snapshots: SnapshotStore,
+        settings: RaftSettings,
+        rng: Callable[[int], RandomSource],
+        hooks: EngineHooks,
+        snapshot_every_entries: int = limits.SNAPSHOT_EVERY_ENTRIES,
+        snapshot_every_bytes: int = limits.SNAPSHOT_EVERY_BYTES,
+    ) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.wal = wal
+        self.recovered = dict(recovered)
+        self.snapshots = snapshots
+        self.settings = settings
+        self.groups: dict[int, Group] = {}
+        self.snapshot_every_entries = snapshot_every_entries
+        self.snapshot_every_bytes = snapshot_every_bytes
+        self._rng = rng
+        self._hooks = hooks
+        self._dirty: list[Group] = []
+        self._after_sync: list[tuple[str, RaftMessage]] = []
+        self._appended: list[Group] = []
+        self._to_apply: list[Group] = []
+        self._sinks: dict[Sink, None] = {}
+        self._unsynced = False
+        self._next_ref = 1
+        self.cycles = 0
+        self.entries_applied = 0
+        self.commands_applied = 0
+        self.mismatched_incarnations = 0
+        self.snapshots_taken = 0
+        self.snapshots_installed = 0
+        self._warned: dict[tuple[int, str], str] = {}
+
+    # --- groups -------------------------------------------------------------------------
+
+    def create_group(self, gid: int, configuration: Configuration, machine: Machine) -> None:
+        """Found `gid` with its first configuration; durable with the next cycle's sync."""
+        if gid in self.groups or gid in self.recovered:
+            return
+        self.wal.create_group(gid, configuration)
+        self._unsynced = True
+        self._start(GroupState(gid, configuration, 0, None, 0, 0, 0, []), machine)
+        self._hooks.wake()
+
+    def open_group(self, gid: int, machine: Machine) -> bool:
+        """Start `gid` from what the WAL and snapshots hold; False when they hold nothing."""
+        state = self.recovered.pop(gid, None)
+        if state is None:
+            return False
+        if state.snapshot_index:
+            machine.restore(self.snapshots.load(gid, state.snapshot_index))
+        self._start(state, machine)
+        return True
+
+    def _start(self, state: GroupState, machine: Machine) -> None:
+        snapshot = None
+        if state.snapshot_index:
+            _, size = self.snapshots.read(state.group, state.snapshot_index, 0, 0)
+            snapshot = SnapshotMeta(
+                state.snapshot_index, state.snapshot_term, state.snapshot_log_ms, size
+            )
+        raft = Raft(
+            group=state.group,
+            node_id=self.node_id,
+            configuration=state.configuration,
+            term=state.term,
+            voted_for=state.voted_for,
+            snapshot=snapshot,
+            entries=state.entries,
+            settings=self.settings,
+            rng=self._rng(state.group),
+            now_ms=self._hooks.now_ms(),
+        )
+        group = Group(state.group, raft, machine, state.configuration)
+        group.applied_index = group.snapshot_index = state.snapshot_index
+        group.applied_log_ms = state.snapshot_log_ms
+        self.groups[state.group] = group
+
+    # --- input --------------------------------------------------------------------------
+
+    def _touch(self, group: Group) -> None:
+        if not group.listed:
+            group.listed = True
+            self._dirty.append(group)
+
+    def receive(self, peer: str, incarnation: str, messages: Sequence[RaftMessage]) -> None:
+        """Messages from an authenticated link, in order."""
+        groups = self.groups
+        for message in messages:
+            group = groups.get(message.group)
+            if group is None:
+                continue
+            if group.members.get(peer) != incarnation:
+                self._mismatch(group, peer, incarnation)
+                continue
+            if not group.listed:
+                group.listed = True
+                self._dirty.append(group)
+            group.inbox.append(fx.Receive(peer, message))
+            if group.commit_heard is None and type(message) is AppendRequest:
+                group.commit_heard = message.commit
+        if self._dirty:
+            self._hooks.wake()
+
+    def _mismatch(self, group: Group, peer: str, incarnation: str) -> None:
+        self.mismatched_incarnations += 1
+        if self._warned.get((group.gid, peer)) != incarnation:
+            self._warned[(group.gid, peer)] = incarnation
+            log.warning(
+                "group %d: %s has incarnation %s, the group knows %s: its disk was lost or "
+                "replaced; it may not vote until it is re-admitted",
+                group.gid,
+                peer,
+                incarnation[:8],
+                (group.members.get(peer) or "no such member")[:8],
+            )
+
+    def propose(
+        self,
+        gid: int,
+        rids: Sequence[int],
+        items: bytes,
+        commands: Sequence[Any],
+        sink: Sink,
+    ) -> None:
+        """Join these commands to the entry that the next cycle appends."""
+        group = self.groups[gid]
+        pending = group.pending
+        if (
+            not pending
+            or pending[-1].size + len(items) > limits.ENTRY_BYTES_MAX
+            or len(pending[-1].rids) + len(rids) > limits.BATCH_ITEMS_MAX
+        ):
+            pending.append(Flight([], [], [], []))
+        flight = pending[-1]
+        flight.rids.extend(rids)
+        flight.sinks.append((len(rids), sink))
+        flight.commands.extend(commands)
+        flight.items.append(items)
+        flight.size += len(items)
+        self._touch(group)
+        self._hooks.wake()
+
+    def read(self, gid: int, done: Callable[[str | None, bool], None]) -> None:
+        """ReadIndex: done(leader, ok) once the machine of `gid` may be read (ok), or not."""
+        group = self.groups[gid]
+        ref = self._next_ref
+        self._next_ref += 1
+        group.reads[ref] = done
+        group.inbox.append(fx.Read(ref))
+        self._touch(group)
+        self._hooks.wake()
+
+    def event(self, gid: int, event: fx.Event) -> None:
+        """Any other event for one group (Transfer, …)."""
+        group = self.groups[gid]
+        group.inbox.append(event)
+        self._touch(group)
+        self._hooks.wake()
+
+    def link_changed(self, peer: str, up: bool) -> None:
+        for group in self.groups.values():
+            if peer in group.members:
+                group.inbox.append(fx.LinkChanged(peer, up))
+                self._touch(group)
+        if self._dirty:
+            self._hooks.wake()
+
+    def tick(self) -> None:
+        """Give Tick to every group whose deadline has passed, and propose what is due."""
+        now_ms = self._hooks.now_ms()
+        for group in self.groups.values():
+            raft = group.raft
+            if raft.next_deadline_ms <= now_ms:
+                group.inbox.append(fx.Tick())
+                self._touch(group)
+            if raft.role == "leader" and not group.due_in_flight:
+                self._propose_due(group, now_ms)
+        if self._dirty:
+            self._hooks.wake()
+
+    def _propose_due(self, group: Group, now_ms: int) -> None:
+        machine = group.machine
+        due_ms = machine.next_due_ms()
+        if due_ms is None:
+            return
+        log_ms = group.raft.log_ms(now_ms)
+        if due_ms > log_ms:
+            return
+        commands = machine.due(log_ms)
+        if not commands:
+            return
+        encode = machine.codec.encode_item
+        group.due_in_flight = True
+        self.propose(
+            group.gid,
+            [0] * len(commands),
+            b"".join([encode(0, command) for command in commands]),
+            commands,
+            NULL_SINK,
+        )
+
+    def next_tick_ms(self) -> int:
+        """Monotonic ms at which `tick` next has something to do."""
+        now_ms = self._hooks.now_ms()
+        soonest = now_ms + 1_000
+        for group in self.groups.values():
+            raft = group.raft
+            soonest = min(soonest, raft.next_deadline_ms)
+            if raft.role == "leader" and not group.due_in_flight:
+                due_ms = group.machine.next_due_ms()
+                if due_ms is not None:
+                    soonest = min(soonest, now_ms + due_ms - raft.log_ms(now_ms))
+        return soonest
+
+    # --- one cycle ----------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._dirty or self._unsynced)
+
+    def begin(self) -> bool:
+        """Step all groups that have events. True: the WAL must be synced before `finish`."""
+        self.cycles += 1
+        now_ms = self._hooks.now_ms()
+        dirty, self._dirty = self._dirty, []
+        for group in dirty:
+            group.listed = False
+            events, group.inbox = group.inbox, []
+            if group.pending:
+                self._take_pending(group, events)
+            self._carry_out(group, group.raft.step(events, now_ms), now_ms)
+        if self._unsynced:
+            self.wal.write()
+        self._hooks.flush()
+        return self._unsynced
+
+    def sync(self) -> None:
+        """Make everything written durable. Raises OSError: the node must stop."""
+        self.wal.sync()
+
+    def finish(self) -> None:
+        """After the sync: acknowledge, apply, answer."""
+        now_ms = self._hooks.now_ms()
+        self._unsynced = False
+        send = self._hooks.send
+        after_sync, self._after_sync = self._after_sync, []
+        for peer, message in after_sync:
+            send(peer, message)
+        appended, self._appended = self._appended, []
+        for group in appended:
+            upto, group.synced_upto = group.synced_upto, None
+            if upto is not None:
+                event = fx.Synced(upto[0], upto[1])
+                self._carry_out(group, group.raft.step([event], now_ms), now_ms)
+        if after_sync or appended:
+            self._hooks.flush()
+        to_apply, self._to_apply = self._to_apply, []
+        for group in to_apply:
+            self._apply(group)
+        if self._sinks:
+            sinks, self._sinks = self._sinks, {}
+            for sink in sinks:
+                sink.flush()
+        if self._unsynced or self._dirty:
+            self._hooks.wake()
+
+    def _take_pending(self, group: Group, events: list[fx.Event]) -> None:
+        for flight in group.pending:
+            ref = self._next_ref
+            self._next_ref += 1
+            group.flights_by_ref[ref] = flight
+            payload = join_items(len(flight.rids), flight.items)
+            events.append(fx.Propose(ref, payload))
+        group.pending = []
+
+    def _carry_out(self, group: Group, effects: Sequence[fx.Effect], now_ms: int) -> None:
+        send = self._hooks.send
+        for effect in effects:
+            kind = type(effect)
+            if kind is fx.Send:
+                send(effect.peer, effect.message)
+            elif kind is fx.SendAfterSync:
+                self._after_sync.append((effect.peer, effect.message))
+            elif kind is fx.Append:
+                entries = effect.entries
+                self.wal.append(group.gid, entries)
+                self._unsynced = True
+                if group.synced_upto is None:
+                    self._appended.append(group)
+                group.synced_upto = (entries[-1].index, entries[-1].term)
+            elif kind is fx.Apply:
+                if not group.to_apply:
+                    self._to_apply.append(group)
+                group.to_apply.extend(effect.entries)
+            elif kind is fx.Proposed:
+                flight = group.flights_by_ref.pop(effect.ref)
+                flight.term = group.raft.term
+                group.flights[effect.index] = flight
+            else:
+                self._carry_out_rare(group, effect, now_ms)
+
+    def _carry_out_rare(self, group: Group, effect: fx.Effect, now_ms: int) -> None:
+        """The effects that are not on the path of every request."""
+        kind = type(effect)
+        if kind is fx.SaveState:
+            self.wal.save_state(group.gid, effect.term, effect.voted_for)
+            self._unsynced = True
+        elif kind is fx.Refused:
+            flight = group.flights_by_ref.pop(effect.ref)
+            group.due_in_flight = group.due_in_flight and flight.sinks[0][1] is not NULL_SINK
+            self._hooks.refused(group.gid, flight, effect.code, effect.leader)
+        elif kind is fx.ReadReady:
+            done = group.reads.pop(effect.ref)
+            if group.applied_index >= effect.index:
+                done(self.node_id, True)
+            else:
+                group.read_waiters.append((effect.index, done))
+        elif kind is fx.ReadFailed:
+            group.reads.pop(effect.ref)(effect.leader, False)
+        elif kind is fx.RoleChanged:
+            self._role_changed(group, effect)
+        elif kind is fx.SendSnapshot:
+            self._send_chunk(group, effect)
+        elif kind is fx.StoreChunk:
+            self._store_chunk(group, effect, now_ms)
+        else:
+            raise AssertionError(f"unknown effect {effect!r}")
+
+    # --- applying -----------------------------------------------------------------------
+
+    def _apply(self, group: Group) -> None:
+        entries, group.to_apply = group.to_apply, []
+        machine = group.machine
+        applied = False
+        for entry in entries:
+            if entry.index != group.applied_index + 1:
+                if entry.index <= group.applied_index:
+                    continue  # a snapshot overtook it within this cycle
+                raise AssertionError(
+                    f"group {group.gid}: applied {group.applied_index}, then {entry.index}"
+                )
+            if entry.kind == COMMAND:
+                self._apply_commands(group, entry)
+            elif entry.kind == NOOP:
+                machine.leader_changed(entry.index, entry.log_ms)
+                # The core starts its log time when it hears that the no-op is applied.
+                self._touch(group)
+            group.applied_index = entry.index
+            group.applied_log_ms = entry.log_ms
+            group.entries_since_snapshot += 1
+            group.applied_bytes += len(entry.payload)
+            applied = True
+        if not applied:
+            return
+        self.entries_applied += len(entries)
+        group.inbox.append(fx.Applied(group.applied_index))
+        for wake in machine.take_wakes():
+            waiting = group.waits.pop((wake.index, wake.position), None)
+            if waiting is not None:
+                sink, rid = waiting
+                sink.answer(rid, wake.status, wake.body)
+                self._sinks[sink] = None
+        if group.read_waiters:
+            self._release_reads(group)
+        self._hooks.applied(group.gid)
+        self._maybe_snapshot(group)
+
+    def _apply_commands(self, group: Group, entry: Entry) -> None:
+        flight = group.flights.pop(entry.index, None)
+        machine = group.machine
+        if flight is None or flight.term != entry.term:
+            # On a follower, or another leader's entry took our index: nobody here to answer.
+            commands = machine.codec.decode(entry.payload)
+            self.commands_applied += len(commands)
+            machine.apply(entry.index, entry.log_ms, commands)
+            if flight is not None:
+                self._lose(flight)
+            return
+        self.commands_applied += len(flight.commands)
+        results = machine.apply(entry.index, entry.log_ms, flight.commands)
+        position = 0
+        rids = flight.rids
+        for count, sink in flight.sinks:
+            if sink is NULL_SINK:
+                group.due_in_flight = False
+                position += count
+                continue
+            self._sinks[sink] = None
+            answer = sink.answer
+            for at in range(position, position + count):
+                result = results[at]
+                if result is PENDING:
+                    group.waits[(entry.index, at)] = (sink, rids[at])
+                else:
+                    answer(rids[at], result[0], result[1])
+            position += count
+
+    def _release_reads(self, group: Group) -> None:
+        waiting, group.read_waiters = group.read_waiters, []
+        for index, done in waiting:
+            if group.applied_index >= index:
+                done(self.node_id, True)
+            else:
+                group.read_waiters.append((index, done))
+
+    def _lose(self, flight: Flight) -> None:
+        position = 0
+        body = {
+            "code": "indeterminate",
+            "message": "the leader changed before the write was committed: it may or may not "
+            "happen; read the state, or repeat it if it is idempotent",
+        }
+        for count, sink in flight.sinks:
+            if sink is not NULL_SINK:
+                self._sinks[sink] = None
+                for rid in flight.rids[position : position + count]:
+                    sink.answer(rid, 504, body)
+            position += count
+
+    def _role_changed(self, group: Group, effect: fx.RoleChanged) -> None:
+        if effect.role != "leader":
+            flights, group.flights = group.flights, {}
+            for flight in flights.values():
+                self._lose(flight)
+            group.due_in_flight = False
+            waits, group.waits = group.waits, {}
+            body = {
+                "code": "indeterminate",
+                "message": "the leader changed while this request waited; repeat it: it joins "
+                "its own place in the queue if it still has one",
+            }
+            for sink, rid in waits.values():
+                sink.answer(rid, 504, body)
+                self._sinks[sink] = None
+            readers, group.read_waiters = group.read_waiters, []
+            for _, done in readers:
+                done(effect.leader, False)
+        self._hooks.role_changed(group.gid, effect.role, effect.term, effect.leader, effect.reason)
+
+    # --- snapshots ----------------------------------------------------------------------
+
+    def _maybe_snapshot(self, group: Group) -> None:
+        if group.snapshot_busy or group.applied_index == group.snapshot_index:
+            return
+        if (
+            group.entries_since_snapshot >= self.snapshot_every_entries
+            or group.applied_bytes >= self.snapshot_every_bytes
+        ):
+            self.take_snapshot(group)
+
+    def snapshot_pinned(self) -> None:
+        """Snapshot quiet groups whose old entries keep WAL segments alive."""
+        for gid, segments in self.wal.pinned().items():
+            group = self.groups.get(gid)
+            if (
+                group is not None
+                and segments >= 2
+                and not group.snapshot_busy
+                and group.applied_index > group.snapshot_index
+            ):
+                self.take_snapshot(group)
+
+    def take_snapshot(self, group: Group) -> None:
+        """Save the machine's state; the log up to here may then go."""
+        index, log_ms = group.applied_index, group.applied_log_ms
+        term = group.raft.term_at(index)
+        data = group.machine.snapshot()
+        configuration = group.configuration
+        group.snapshot_busy = True
+        group.entries_since_snapshot = 0
+        group.applied_bytes = 0
+
+        def work() -> None:
+            self.snapshots.save(group.gid, index, term, log_ms, configuration, data)
+
+        def done() -> None:
+            group.snapshot_busy = False
+            if index <= group.snapshot_index:
+                return  # the leader's snapshot overtook ours
+            group.snapshot_index = index
+            self.snapshots_taken += 1
+            self.wal.snapshot(group.gid, index, term, log_ms, configuration)
+            self._unsynced = True
+            group.inbox.append(fx.SnapshotTaken(index, term, log_ms, len(data)))
+            self._touch(group)
+            self._hooks.wake()
+
+        self._hooks.offload(work, done)
+
+    def reclaim(self) -> None:
+        """Free WAL segments and snapshot files that nothing needs. Call after a sync."""
+        if self.wal.reclaim():
+            self.snapshot_pinned()
+        for group in self.groups.values():
+            if group.snapshot_index and not group.snapshot_busy:
+                self.snapshots.prune(group.gid, group.snapshot_index)
+
+    def _send_chunk(self, group: Group, effect: fx.SendSnapshot) -> None:
+        meta = self.snapshots.meta(group.gid, effect.index)
+        if meta is None:
+            return  # replaced by a newer one: the core asks again with its index
+        data, size = self.snapshots.read(
+            group.gid, effect.index, effect.offset, limits.SNAPSHOT_CHUNK_BYTES
+        )
+        self._hooks.send(
+            effect.peer,
+            SnapshotChunk(
+                group.gid,
+                effect.term,
+                effect.index,
+                meta.term,
+                meta.log_ms,
+                meta.configuration,
+                size,
+                effect.offset,
+                data,
+            ),
+        )
+
+    def _store_chunk(self, group: Group, effect: fx.StoreChunk, now_ms: int) -> None:
+        chunk = effect.chunk
+        receiver = group.receiver
+        if receiver is None or (receiver.index, receiver.term) != (
+            chunk.index,
+            chunk.snapshot_term,
+        ):
+            if receiver is not None:
+                receiver.abandon()
+            receiver = group.receiver = self.snapshots.begin_receive(
+                group.gid,
+                chunk.index,
+                chunk.snapshot_term,
+                chunk.log_ms,
+                chunk.configuration,
+                chunk.size,
+            )
+        if chunk.offset == receiver.received:
+            receiver.write_chunk(chunk.offset, chunk.data)
+        if receiver.received < chunk.size:
+            response = SnapshotResponse(group.gid, group.raft.term, chunk.index, receiver.received)
+            self._after_sync.append((effect.peer, response))
+            return
+        receiver.finish()
+        group.receiver = None
+        self._install(group, chunk, now_ms)
+
+    def _install(self, group: Group, chunk: SnapshotChunk, now_ms: int) -> None:
+        if chunk.index > group.applied_index:
+            group.machine.restore(self.snapshots.load(group.gid, chunk.index))
+            group.applied_index = group.snapshot_index = chunk.index
+            group.applied_log_ms = chunk.log_ms
+            group.configuration = chunk.configuration
+            group.members = {
+                member.node_id: member.incarnation
+                for member in chunk.configuration.voters + chunk.configuration.learners
+            }
+            group.to_apply = []
+            self.wal.snapshot(
+                group.gid, chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.configuration
+            )
+            self._unsynced = True
+            self.snapshots_installed += 1
+            log.info("group %d: installed the snapshot at %d", group.gid, chunk.index)
+        event = fx.SnapshotInstalled(
+            chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.size, chunk.configuration
+        )
+        self._carry_out(group, group.raft.step([event], now_ms), now_ms)

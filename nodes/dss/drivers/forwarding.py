@@ -1,0 +1,284 @@
+"""Proposals on their way to the leader: here, on another node, or nowhere yet.
+
+A batch for a leader elsewhere travels as the client's own bytes in one cast; its answers come
+back in casts. While no leader is known a batch is held for one election timeout, then answered
+503 `no_quorum`. A hop guard ends loops between nodes that disagree about the leader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dss.base import limits
+from dss.base.errors import Invalid
+from dss.core.machine import strip_array_header
+from dss.drivers.engine import Flight
+from dss.drivers.ports import Sink
+from dss.transport.links import Links
+from dss.transport.ports import Peer
+
+if TYPE_CHECKING:
+    from dss.drivers.host import Host
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Forward(msgspec.Struct, frozen=True, array_like=True):
+    """A batch on its way to the leader of `group`."""
+
+    forward_id: int
+    group: int
+    hops: int
+    payload: bytes
+
+
+class Answers(msgspec.Struct, frozen=True, array_like=True):
+    """Some of the answers to one Forward."""
+
+    forward_id: int
+    answers: list[tuple[int, int, Any]]
+
+
+_forward = msgspec.msgpack.Decoder(Forward)
+_answers = msgspec.msgpack.Decoder(Answers)
+
+
+class _Batch(msgspec.Struct):
+    """A submitted batch that this node answers for."""
+
+    group: int
+    rids: list[int]
+    items: bytes
+    commands: Sequence[Any]
+    sink: Sink
+    hops: int
+    deadline_ms: int = 0
+
+
+class _Outgoing(msgspec.Struct):
+    """A batch that went to `leader`; `waiting` are the request ids it has not answered yet."""
+
+    leader: str
+    group: int
+    waiting: dict[int, None]
+    sink: Sink
+
+
+class _PeerSink:
+    """Collects answers for a batch that came from another node."""
+
+    __slots__ = ("_answers", "_forward_id", "_links", "_peer", "hops")
+
+    def __init__(self, links: Links, peer: str, forward_id: int, hops: int) -> None:
+        self._links = links
+        self._peer = peer
+        self._forward_id = forward_id
+        self._answers: list[tuple[int, int, Any]] = []
+        self.hops = hops
+
+    def answer(self, request_id: int, status: int, body: Any) -> None:
+        self._answers.append((request_id, status, body))
+
+    def flush(self) -> None:
+        answers, self._answers = self._answers, []
+        if answers:
+            self._links.cast(
+                self._peer, "raft.answers", _encode(Answers(self._forward_id, answers))
+            )
+
+
+class Forwarder:
+    """See the module's docstring. `hold_ms` is how long a batch waits for a leader."""
+
+    def __init__(self, host: Host, links: Links, *, hold_ms: int) -> None:
+        self._host = host
+        self._links = links
+        self._hold_ms = hold_ms
+        self._outgoing: dict[int, _Outgoing] = {}
+        self._next_id = 1
+        self._held: dict[int, list[_Batch]] = {}
+        self._held_items = 0
+        self.forwarded = 0
+        links.on_cast("raft.forward", self._on_forward)
+        links.on_cast("raft.answers", self._on_answers)
+        links.on_link(self._on_link)
+
+    def submit(
+        self,
+        group: int,
+        rids: Sequence[int],
+        items: bytes,
+        commands: Sequence[Any],
+        sink: Sink,
+        hops: int = 0,
+    ) -> None:
+        """To the engine when this node leads, else to the leader, else hold."""
+        host = self._host
+        if host.is_leader(group):
+            host.engine.propose(group, rids, items, commands, sink)
+            return
+        self._elsewhere(_Batch(group, list(rids), items, commands, sink, hops))
+
+    def _elsewhere(self, batch: _Batch) -> None:
+        leader = self._host.leader_of(batch.group)
+        if leader == self._host.node_id and self._host.is_leader(batch.group):
+            self._host.engine.propose(
+                batch.group, batch.rids, batch.items, batch.commands, batch.sink
+            )
+        elif leader is not None and self._links.peer(leader) is not None:
+            if batch.hops >= limits.FORWARD_HOPS_MAX:
+                self._answer_all(batch, 503, self._host.no_quorum(batch.group).body())
+                return
+            self._forward(batch, leader)
+        else:
+            self._hold(batch)
+
+    def _forward(self, batch: _Batch, leader: str) -> None:
+        forward_id = self._next_id
+        self._next_id += 1
+        self._outgoing[forward_id] = _Outgoing(
+            leader, batch.group, dict.fromkeys(batch.rids), batch.sink
+        )
+        self.forwarded += 1
+        header = b"\xdd" + len(batch.rids).to_bytes(4, "big")
+        body = Forward(forward_id, batch.group, batch.hops + 1, header + batch.items)
+        self._links.cast(leader, "raft.forward", _encode(body))
+
+    def _hold(self, batch: _Batch) -> None:
+        if self._held_items + len(batch.rids) > limits.STREAM_IN_FLIGHT_MAX * 4:
+            self._answer_all(batch, 503, self._host.no_quorum(batch.group).body())
+            return
+        if not batch.deadline_ms:
+            batch.deadline_ms = self._host.now_ms() + self._hold_ms
+        self._held.setdefault(batch.group, []).append(batch)
+        self._held_items += len(batch.rids)
+        delay_s = max(0, batch.deadline_ms - self._host.now_ms()) / 1000
+        self._host.loop.call_later(delay_s, self._expire_held, batch.group)
+
+    def _expire_held(self, group: int) -> None:
+        now_ms = self._host.now_ms()
+        batches = self._held.pop(group, [])
+        keep = [batch for batch in batches if batch.deadline_ms > now_ms]
+        if keep:
+            self._held[group] = keep
+        for batch in batches:
+            if batch.deadline_ms <= now_ms:
+                self._held_items -= len(batch.rids)
+                self._answer_all(batch, 503, self._host.no_quorum(group).body())
+
+    def role_changed(self, group: int, leader: str | None) -> None:
+        """A leader became known or unknown: batches sent to an old one have unknown outcomes."""
+        lost = [
+            forward_id
+            for forward_id, out in self._outgoing.items()
+            if out.group == group and out.leader != leader
+        ]
+        for forward_id in lost:
+            self._lose(forward_id, "the leader changed")
+        if leader is not None and group in self._held:
+            # Soon, not now: we may be inside an engine step.
+            self._host.loop.call_soon(self._release, group)
+
+    def _release(self, group: int) -> None:
+        batches = self._held.pop(group, [])
+        for batch in batches:
+            self._held_items -= len(batch.rids)
+            self._elsewhere(batch)
+
+    def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
+        """The engine could not append these: try the leader, or say why not."""
+        position = 0
+        for count, sink in flight.sinks:
+            rids = flight.rids[position : position + count]
+            commands = flight.commands[position : position + count]
+            position += count
+            hops = sink.hops if isinstance(sink, _PeerSink) else 0
+            codec = self._host.machine(group).codec
+            items = b"".join(
+                codec.encode_item(rid, command) for rid, command in zip(rids, commands, strict=True)
+            )
+            batch = _Batch(group, rids, items, commands, sink, hops)
+            if code == "overloaded":
+                body = {
+                    "code": "overloaded",
+                    "message": "too many writes wait for a quorum; repeat later",
+                    "retry_after_ms": 100,
+                }
+                self._answer_all(batch, 503, body)
+            elif code == "transferring":
+                self._hold(batch)
+            else:
+                self._elsewhere(batch)
+
+    def _answer_all(self, batch: _Batch, status: int, body: Any) -> None:
+        for rid in batch.rids:
+            batch.sink.answer(rid, status, body)
+        batch.sink.flush()
+
+    def _lose(self, forward_id: int, reason: str) -> None:
+        out = self._outgoing.pop(forward_id)
+        body = {
+            "code": "indeterminate",
+            "message": f"sent to {out.leader}, but {reason}: the write may or may not happen; "
+            "read the state, or repeat it if it is idempotent",
+        }
+        for rid in out.waiting:
+            out.sink.answer(rid, 504, body)
+        out.sink.flush()
+
+    def _on_link(self, node_id: str, up: bool, reason: str) -> None:
+        if up:
+            for group in [g for g in self._held if self._host.leader_of(g) == node_id]:
+                self._release(group)
+            return
+        lost = [fid for fid, out in self._outgoing.items() if out.leader == node_id]
+        for forward_id in lost:
+            self._lose(forward_id, f"the link broke ({reason})")
+
+    def _on_forward(self, peer: Peer, body: bytes) -> None:
+        forward = _forward.decode(body)
+        sink = _PeerSink(self._links, peer.node_id, forward.forward_id, forward.hops)
+        codec = self._codec(forward.group)
+        triples = codec.split(forward.payload) if codec else []
+        if codec is None:
+            # Not a member of that group (yet): the sender must look again.
+            items = msgspec.msgpack.decode(
+                forward.payload, type=list[tuple[int, msgspec.Raw, msgspec.Raw]]
+            )
+            problem = self._host.no_quorum(forward.group).body()
+            for rid, _, _ in items:
+                sink.answer(rid, 503, problem)
+            sink.flush()
+            return
+        try:
+            commands = [codec.decode_args(op, args) for _, op, args in triples]
+        except Invalid as error:
+            for rid, _, _ in triples:
+                sink.answer(rid, error.status, error.body())
+            sink.flush()
+            return
+        rids = [rid for rid, _, _ in triples]
+        _, items_bytes = strip_array_header(forward.payload)
+        self.submit(forward.group, rids, items_bytes, commands, sink, forward.hops)
+
+    def _codec(self, group: int) -> Any:
+        try:
+            return self._host.machine(group).codec
+        except KeyError:
+            return None
+
+    def _on_answers(self, peer: Peer, body: bytes) -> None:
+        message = _answers.decode(body)
+        out = self._outgoing.get(message.forward_id)
+        if out is None or out.leader != peer.node_id:
+            return
+        for rid, status, answer in message.answers:
+            if rid in out.waiting:
+                del out.waiting[rid]
+                out.sink.answer(rid, status, answer)
+        if not out.waiting:
+            del self._outgoing[message.forward_id]
+        out.sink.flush()

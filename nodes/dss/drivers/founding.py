@@ -1,0 +1,196 @@
+"""How the lock nodes' groups come into being, once.
+
+The lock node with the smallest id is the only founder. It founds when *every* listed lock node
+answers and reports an empty data directory; the founding record (ids and incarnations) is durable
+on the founder before anyone else hears of it, and another node adopts it only if it is empty and
+the record names its own incarnation. So two different foundings cannot both gather members, and a
+node whose disk was lost never votes under its old name (docs/architecture.md § Consensus).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from dss.base.errors import DssError
+from dss.base.ids import LOCK_GROUP, META_GROUP
+from dss.core.machine import Machine
+from dss.core.raft.messages import Configuration, Member
+from dss.drivers.host import Host
+from dss.topology.nodes import NodeConfig
+from dss.transport.links import Links
+from dss.transport.ports import Peer
+
+log = logging.getLogger("dss.raft")
+
+GROUPS: Final = (META_GROUP, LOCK_GROUP)
+LOOK_EVERY_S: Final = 0.1
+LOOK_EVERY_S_MAX: Final = 2.0
+CALL_TIMEOUT_MS: Final = 1_000
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class FoundingStatus(msgspec.Struct, frozen=True, array_like=True):
+    """What a lock node says of itself: its incarnation, and whether it belongs to a group."""
+
+    incarnation: str
+    empty: bool
+
+
+class Founding:
+    """Opens or founds the groups of a lock node.
+
+    Args:
+        machines: makes a fresh machine per group id.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        host: Host,
+        links: Links,
+        machines: dict[int, Callable[[], Machine]],
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._links = links
+        self._machines = machines
+        self._voters = sorted(peer.id for peer in config.raft_peers)
+        self._founder = self._voters[0]
+        self._task: asyncio.Task[None] | None = None
+        self._adopting: dict[asyncio.Task[None], None] = {}
+        self.founded = asyncio.Event()
+        self.waiting_for = "the lock nodes to answer"
+        links.on_call("found.status", self._on_status)
+        links.on_call("found.adopt", self._on_adopt)
+
+    def start(self) -> None:
+        opened = [self._host.open_group(gid, self._machines[gid]()) for gid in GROUPS]
+        if all(opened):
+            self.founded.set()
+        elif any(opened):
+            # Both records are written in one cycle; recovery keeps both or neither.
+            raise AssertionError("only one of the two lock groups was recovered")
+        if self._config.node_id == self._founder:
+            self._task = asyncio.get_running_loop().create_task(self._lead())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def readiness(self) -> str | None:
+        """None once this node belongs to the groups; else what it waits for."""
+        if self.founded.is_set():
+            return None
+        if self._config.node_id == self._founder:
+            return f"not founded: waiting for {self.waiting_for}"
+        return (
+            f"not a member yet: waiting for {self._founder} to found the cluster, or, if this "
+            "node's data directory was lost, to be re-admitted"
+        )
+
+    def _on_status(self, peer: Peer, body: bytes, reply: Callable[[int, bytes], None]) -> None:
+        reply(200, _encode(FoundingStatus(self._host.incarnation, not self.founded.is_set())))
+
+    def _on_adopt(self, peer: Peer, body: bytes, reply: Callable[[int, bytes], None]) -> None:
+        configuration = msgspec.msgpack.decode(body, type=Configuration)
+        me = Member(self._config.node_id, self._host.incarnation)
+        if peer.node_id == self._founder and not self.founded.is_set():
+            if me in configuration.voters:
+                task = asyncio.get_running_loop().create_task(self._adopt(configuration, reply))
+                self._adopting[task] = None
+                task.add_done_callback(self._adopting.pop)
+                return
+            else:
+                log.error(
+                    "%s founded the cluster with another incarnation of this node: its data "
+                    "directory was lost; it must be re-admitted",
+                    peer.node_id,
+                )
+        reply(200, _encode(FoundingStatus(self._host.incarnation, not self.founded.is_set())))
+
+    async def _adopt(
+        self, configuration: Configuration, reply: Callable[[int, bytes], None]
+    ) -> None:
+        await self._create(configuration)
+        log.info("adopted the founding record of %s", self._founder)
+        reply(200, _encode(FoundingStatus(self._host.incarnation, False)))
+
+    async def _create(self, configuration: Configuration) -> None:
+        for gid in GROUPS:
+            self._host.create_group(gid, configuration, self._machines[gid]())
+        # Nobody may count this node as a member before the record is on its disk.
+        await self._host.durable()
+        self.founded.set()
+
+    async def _lead(self) -> None:
+        """The founder's work: found if nobody has, then bring the record to every member."""
+        delay_s = LOOK_EVERY_S
+        while True:
+            statuses = await self._statuses()
+            if not self.founded.is_set():
+                await self._try_found(statuses)
+            if self.founded.is_set() and await self._spread(statuses):
+                return
+            await asyncio.sleep(delay_s)
+            if self.founded.is_set():
+                delay_s = min(delay_s * 2, LOOK_EVERY_S_MAX)
+
+    async def _statuses(self) -> dict[str, FoundingStatus]:
+        others = [node_id for node_id in self._voters if node_id != self._config.node_id]
+        futures = [
+            self._links.call(node_id, "found.status", b"", CALL_TIMEOUT_MS) for node_id in others
+        ]
+        answers = await asyncio.gather(*futures, return_exceptions=True)
+        statuses: dict[str, FoundingStatus] = {}
+        for node_id, answer in zip(others, answers, strict=True):
+            if isinstance(answer, bytes):
+                statuses[node_id] = msgspec.msgpack.decode(answer, type=FoundingStatus)
+            elif not isinstance(answer, DssError):
+                raise answer
+        return statuses
+
+    async def _try_found(self, statuses: dict[str, FoundingStatus]) -> None:
+        me = self._config.node_id
+        missing = [node for node in self._voters if node != me and node not in statuses]
+        if missing:
+            self.waiting_for = ", ".join(missing)
+            return
+        members = [node for node, status in statuses.items() if not status.empty]
+        if members:
+            self.waiting_for = (
+                f"re-admission: {', '.join(members)} already belong to a cluster, so this "
+                "node's data directory was lost"
+            )
+            return
+        incarnations = {node: status.incarnation for node, status in statuses.items()}
+        incarnations[me] = self._host.incarnation
+        await self._create(
+            Configuration(tuple(Member(node, incarnations[node]) for node in self._voters))
+        )
+        log.info("founded the cluster with %s", ", ".join(self._voters))
+
+    async def _spread(self, statuses: dict[str, FoundingStatus]) -> bool:
+        """Offer the record to members that are empty. True: every member has it."""
+        configuration = self._host.engine.groups[LOCK_GROUP].configuration
+        done = True
+        for member in configuration.voters:
+            if member.node_id == self._config.node_id:
+                continue
+            status = statuses.get(member.node_id)
+            if status is None:
+                done = False
+            elif status.empty:
+                done = False
+                if status.incarnation == member.incarnation:
+                    future = self._links.call(
+                        member.node_id, "found.adopt", _encode(configuration), CALL_TIMEOUT_MS
+                    )
+                    await asyncio.gather(future, return_exceptions=True)
+        return done

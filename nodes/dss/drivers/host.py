@@ -1,0 +1,398 @@
+"""The consensus driver of one process: the engine on an asyncio loop (implements ports.Consensus).
+
+It wakes the engine once per loop iteration at most, chooses where the fsync runs, forwards
+proposals to leaders on other nodes and holds them for one election timeout while there is none.
+What must not live here: what commands mean, HTTP, effects (engine.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from dss.base import limits
+from dss.base.errors import NoQuorum
+from dss.core.machine import Machine
+from dss.core.raft import effects as fx
+from dss.core.raft.messages import Configuration, RaftMessage
+from dss.core.raft.raft import RaftSettings
+from dss.drivers.engine import Engine, Flight
+from dss.drivers.forwarding import Forwarder
+from dss.drivers.ports import Sink
+from dss.storage.snapshots import SnapshotStore
+from dss.storage.wal import GroupState, Wal
+from dss.transport.links import Links
+from dss.transport.ports import Peer
+
+log = logging.getLogger("dss.raft")
+
+SLOW_SYNC_NS: Final = 1_000_000
+"""Above this p99, fdatasync goes to a thread (docs/architecture.md § Hot path)."""
+SYNC_WINDOW: Final = 128
+"""Syncs between two looks at their p99."""
+RECLAIM_EVERY_S: Final = 5.0
+
+
+class SyncPolicy:
+    """Inline while fdatasync's p99 is below 1 ms, else in a thread."""
+
+    def __init__(self) -> None:
+        self.threaded = False
+        self._seen = 0
+        self._slow = 0
+
+    def note(self, ns: int) -> None:
+        self._seen += 1
+        if ns > SLOW_SYNC_NS:
+            self._slow += 1
+        if self._seen == SYNC_WINDOW:
+            self.threaded = self._slow * 100 > self._seen
+            self._seen = self._slow = 0
+
+
+class _CallSink:
+    """Answers as futures, for HTTP handlers and the services' own calls."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._next = 1
+        self._futures: dict[int, asyncio.Future[tuple[int, Any]]] = {}
+
+    def open(self) -> tuple[int, asyncio.Future[tuple[int, Any]]]:
+        rid = self._next
+        self._next += 1
+        future: asyncio.Future[tuple[int, Any]] = self._loop.create_future()
+        self._futures[rid] = future
+        return rid, future
+
+    def answer(self, request_id: int, status: int, body: Any) -> None:
+        future = self._futures.pop(request_id, None)
+        if future is not None and not future.done():
+            future.set_result((status, body))
+
+    def flush(self) -> None:
+        """Nothing is buffered: each future wakes its own handler."""
+
+
+class Host:
+    """All Raft groups of this process, on the running loop.
+
+    Args:
+        stop_node: called with a reason when the node must end (an fsync error).
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        incarnation: str,
+        wal: Wal,
+        recovered: dict[int, GroupState],
+        snapshots: SnapshotStore,
+        settings: RaftSettings,
+        links: Links,
+        stop_node: Callable[[str], None],
+        snapshot_every_entries: int = limits.SNAPSHOT_EVERY_ENTRIES,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.settings = settings
+        self.links = links
+        self.sync_policy = SyncPolicy()
+        self._stop_node = stop_node
+        self._wal = wal
+        self._scheduled = False
+        self._syncing = False
+        self._stopped = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_ms = 0
+        self._deferred_tick = False
+        self._calls = _CallSink(self.loop)
+        self._role_listeners: list[Callable[[int, str, int, str | None], None]] = []
+        self._applied_listeners: dict[int, list[Callable[[], None]]] = {}
+        self._offloads = 0
+        seeds = random.SystemRandom()
+        self.engine = Engine(
+            node_id=node_id,
+            incarnation=incarnation,
+            wal=wal,
+            recovered=recovered,
+            snapshots=snapshots,
+            settings=settings,
+            rng=lambda gid: random.Random(seeds.getrandbits(64)),  # noqa: S311
+            hooks=self,
+            snapshot_every_entries=snapshot_every_entries,
+        )
+        self.forwarder = Forwarder(self, links, hold_ms=settings.election_max_ms)
+        links.on_raft(self._received)
+        links.on_link(lambda node_id, up, reason: self.engine.link_changed(node_id, up))
+        self._reclaim_timer = self.loop.call_later(RECLAIM_EVERY_S, self._reclaim)
+
+    # --- engine hooks -------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000
+
+    def send(self, peer: str, message: RaftMessage) -> None:
+        self.links.send(peer, message)
+
+    def flush(self) -> None:
+        self.links.flush()
+
+    def wake(self) -> None:
+        if not self._scheduled and not self._syncing and not self._stopped:
+            self._scheduled = True
+            self.loop.call_soon(self._cycle)
+
+    def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
+        self.forwarder.refused(group, flight, code, leader)
+
+    def role_changed(
+        self, group: int, role: str, term: int, leader: str | None, reason: str
+    ) -> None:
+        log.info(
+            "group %d: %s in term %d, leader %s: %s", group, role, term, leader or "none", reason
+        )
+        self.forwarder.role_changed(group, leader)
+        for listener in self._role_listeners:
+            listener(group, role, term, leader)
+
+    def applied(self, group: int) -> None:
+        for listener in self._applied_listeners.get(group, ()):
+            listener()
+
+    def offload(self, work: Callable[[], None], done: Callable[[], None]) -> None:
+        self._offloads += 1
+        future = self.loop.run_in_executor(None, work)
+
+        def finished(result: asyncio.Future[None]) -> None:
+            self._offloads -= 1
+            error = result.exception()
+            if error is not None:
+                self._fail(f"saving a snapshot failed: {error}")
+            elif not self._stopped:
+                done()
+
+        future.add_done_callback(finished)
+
+    # --- cycles and time ----------------------------------------------------------------
+
+    def _cycle(self) -> None:
+        self._scheduled = False
+        if self._stopped or self._syncing:
+            return
+        try:
+            if self.engine.begin():
+                if self.sync_policy.threaded:
+                    self._syncing = True
+                    future = self.loop.run_in_executor(None, self.engine.sync)
+                    future.add_done_callback(self._synced)
+                    return
+                self.engine.sync()
+                self.sync_policy.note(self._wal.last_sync_ns)
+            self.engine.finish()
+        except OSError as error:
+            self._fail(f"the log cannot be written: {error}")
+            return
+        self._arm()
+
+    def _synced(self, future: asyncio.Future[None]) -> None:
+        self._syncing = False
+        error = future.exception()
+        if error is not None:
+            self._fail(f"the log cannot be written: {error}")
+            return
+        if self._stopped:
+            return
+        self.sync_policy.note(self._wal.last_sync_ns)
+        try:
+            self.engine.finish()
+        except OSError as failure:
+            self._fail(f"the log cannot be written: {failure}")
+            return
+        self._arm()
+        if self.engine.pending:
+            self.wake()
+
+    def _fail(self, reason: str) -> None:
+        self._stopped = True
+        log.error("%s; this node stops", reason)
+        self._stop_node(reason)
+
+    def _arm(self) -> None:
+        """Set the timer to the engine's next deadline, unless one at or before it is set."""
+        at_ms = self.engine.next_tick_ms()
+        if self._timer is not None:
+            if self._timer_at_ms <= at_ms:
+                return
+            self._timer.cancel()
+        self._timer_at_ms = at_ms
+        delay_s = max(0, at_ms - self.now_ms()) / 1000
+        self._timer = self.loop.call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._stopped:
+            return
+        late_ms = self.now_ms() - self._timer_at_ms
+        if late_ms > self.settings.heartbeat_ms and not self._deferred_tick:
+            # The loop was held up: what peers sent meanwhile must be read before an election
+            # timer may fire. One more turn of the loop reads it.
+            self._deferred_tick = True
+            self._timer_at_ms = self.now_ms()
+            self._timer = self.loop.call_later(0.001, self._tick)
+            return
+        self._deferred_tick = False
+        self.engine.tick()
+        if not self._scheduled:
+            self._arm()
+
+    def _reclaim(self) -> None:
+        if self._stopped:
+            return
+        if not self._syncing:
+            try:
+                self.engine.reclaim()
+            except OSError as error:
+                self._fail(f"log segments cannot be reclaimed: {error}")
+                return
+        self._reclaim_timer = self.loop.call_later(RECLAIM_EVERY_S, self._reclaim)
+
+    def start(self) -> None:
+        """Begin to tick (groups may be opened before or after)."""
+        self._arm()
+
+    async def stop(self) -> None:
+        """Hand leadership over where possible, then stop cycling and close the WAL."""
+        await self._hand_over()
+        self._stopped = True
+        self._reclaim_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        # Polling is fine here: once in a process's life, and bounded by one fsync.
+        while self._syncing or self._offloads:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        self._wal.close()
+
+    async def _hand_over(self) -> None:
+        leading = [gid for gid in self.engine.groups if self.is_leader(gid)]
+        for gid in leading:
+            self.engine.event(gid, fx.Transfer(None))
+        deadline_ms = self.now_ms() + self.settings.election_max_ms
+        while self.now_ms() < deadline_ms:
+            if not any(self.is_leader(gid) for gid in leading):
+                return
+            await asyncio.sleep(0.01)
+
+    def _received(self, peer: Peer, messages: list[RaftMessage]) -> None:
+        self.engine.receive(peer.node_id, peer.incarnation, messages)
+
+    # --- ports.Consensus ----------------------------------------------------------------
+
+    def submit(
+        self,
+        group: int,
+        request_ids: Sequence[int],
+        items: bytes,
+        commands: Sequence[Any],
+        sink: Sink,
+    ) -> None:
+        self.forwarder.submit(group, request_ids, items, commands, sink)
+
+    def call(self, group: int, command: msgspec.Struct) -> Awaitable[tuple[int, Any]]:
+        rid, future = self._calls.open()
+        item = self.machine(group).codec.encode_item(rid, command)
+        self.forwarder.submit(group, (rid,), item, (command,), self._calls)
+        return future
+
+    async def read(self, group: int) -> None:
+        if not self.is_leader(group):
+            raise self.no_quorum(group)
+        future: asyncio.Future[bool] = self.loop.create_future()
+
+        def done(leader: str | None, ok: bool) -> None:
+            if not future.done():
+                future.set_result(ok)
+
+        self.engine.read(group, done)
+        try:
+            async with asyncio.timeout(2 * self.settings.election_max_ms / 1000):
+                ok = await future
+        except TimeoutError:
+            ok = False
+        if not ok:
+            raise self.no_quorum(group)
+
+    def no_quorum(self, group: int) -> NoQuorum:
+        """The error for a request that needs a leader which is not here or not known."""
+        return NoQuorum(
+            f"no leader with a quorum is known for group {group}; nothing was done",
+            retry_after_ms=self.settings.election_max_ms,
+            leader=self.leader_of(group),
+        )
+
+    def leader_of(self, group: int) -> str | None:
+        found = self.engine.groups.get(group)
+        return found.raft.leader if found is not None else None
+
+    def is_leader(self, group: int) -> bool:
+        found = self.engine.groups.get(group)
+        return found is not None and found.raft.role == "leader"
+
+    def machine(self, group: int) -> Any:
+        return self.engine.groups[group].machine
+
+    def log_ms(self, group: int) -> int:
+        found = self.engine.groups[group]
+        if found.raft.role == "leader":
+            return found.raft.log_ms(self.now_ms())
+        return found.applied_log_ms
+
+    def create_group(self, group: int, configuration: Configuration, machine: Machine) -> None:
+        self.engine.create_group(group, configuration, machine)
+        self._arm()
+
+    def open_group(self, group: int, machine: Machine) -> bool:
+        opened = self.engine.open_group(group, machine)
+        self._arm()
+        return opened
+
+    def has_recovered(self) -> dict[int, GroupState]:
+        return self.engine.recovered
+
+    def transfer(self, group: int, target: str | None) -> None:
+        """Hand the leadership of `group` to `target` (None: the most caught-up voter)."""
+        if not self.is_leader(group):
+            raise self.no_quorum(group)
+        self.engine.event(group, fx.Transfer(target))
+
+    def on_role(self, listener: Callable[[int, str, int, str | None], None]) -> None:
+        self._role_listeners.append(listener)
+
+    def on_applied(self, group: int, listener: Callable[[], None]) -> None:
+        self._applied_listeners.setdefault(group, []).append(listener)
+
+    def group_status(self) -> list[dict[str, Any]]:
+        return [
+            group.raft.status() | {"applied_log_ms": group.applied_log_ms}
+            for _, group in sorted(self.engine.groups.items())
+        ]
+
+    async def durable(self) -> None:
+        """Return once everything written to the WAL so far is synced."""
+        while self.engine.pending or self._syncing:
+            await asyncio.sleep(0.001)  # cycles run by themselves; rare, so no event for it
+            if self._stopped:
+                raise self.no_quorum(0)
+
+    def caught_up(self, group: int) -> bool:
+        """Has this node applied what a leader had committed when it was first heard?"""
+        found = self.engine.groups[group]
+        return found.applied_index >= (found.commit_heard or 0)

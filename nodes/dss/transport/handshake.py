@@ -1,0 +1,174 @@
+"""How two nodes prove who they are before the first frame: mutual HMAC over the cluster secret.
+
+    dialer   -> Hello(magic, cluster, from, to, incarnation, boot, nonce)
+    acceptor -> Welcome(magic, from, incarnation, boot, nonce, proof)   or Reject(reason)
+    dialer   -> Proof(proof)                                            or nothing, and closes
+
+Each proof is HMAC-SHA256 over a label and every byte said so far, so a recorded handshake is
+worth nothing: the other side's nonce is new. Frames after it are not encrypted (TLS is a later
+issue). What must not live here: sockets.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from typing import Final
+
+import msgspec
+
+MAGIC: Final = "dss-peer/1"
+NONCE_BYTES: Final = 32
+HANDSHAKE_BYTES_MAX: Final = 4096
+"""A handshake message is a few hundred bytes; more is not a DSS node."""
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    magic: str
+    cluster_id: str
+    node_id: str
+    to: str
+    incarnation: str
+    boot_id: str
+    nonce: bytes
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    magic: str
+    node_id: str
+    incarnation: str
+    boot_id: str
+    nonce: bytes
+    proof: bytes
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    proof: bytes
+
+
+class Reject(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    reason: str
+
+
+HandshakeMessage = Hello | Welcome | Proof | Reject
+_decoder = msgspec.msgpack.Decoder(HandshakeMessage)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class HandshakeRefused(Exception):
+    """The other end is not a node of this cluster, or this one is not to it."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who this process is to its peers."""
+
+    cluster_id: str
+    node_id: str
+    incarnation: str
+    boot_id: str
+    secret: bytes
+
+
+def decode(data: bytes) -> HandshakeMessage:
+    try:
+        message: HandshakeMessage = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise HandshakeRefused(f"not a DSS peer: {error}") from error
+    return message
+
+
+def _prove(secret: bytes, label: bytes, *said: bytes) -> bytes:
+    mac = hmac.new(secret, label, "sha256")
+    for part in said:
+        mac.update(len(part).to_bytes(4, "big"))
+        mac.update(part)
+    return mac.digest()
+
+
+class Dialer:
+    """The dialing side: `hello()` goes out first, then `welcomed(bytes)` gives the proof."""
+
+    def __init__(self, me: Identity, to: str) -> None:
+        self._me = me
+        self._to = to
+        self._hello = _encode(
+            Hello(
+                MAGIC,
+                me.cluster_id,
+                me.node_id,
+                to,
+                me.incarnation,
+                me.boot_id,
+                secrets.token_bytes(NONCE_BYTES),
+            )
+        )
+
+    def hello(self) -> bytes:
+        return self._hello
+
+    def welcomed(self, data: bytes) -> tuple[Welcome, bytes]:
+        """Check the acceptor; returns its Welcome and the Proof message to send."""
+        message = decode(data)
+        if isinstance(message, Reject):
+            raise HandshakeRefused(f"{self._to} refused: {message.reason[:200]}")
+        if not isinstance(message, Welcome) or message.magic != MAGIC:
+            raise HandshakeRefused(f"{self._to} answered something else than a welcome")
+        if message.node_id != self._to:
+            raise HandshakeRefused(f"dialed {self._to}, but {message.node_id[:64]} answered")
+        unsigned = _encode(msgspec.structs.replace(message, proof=b""))
+        expected = _prove(self._me.secret, b"accept", self._hello, unsigned)
+        if not hmac.compare_digest(expected, message.proof):
+            raise HandshakeRefused(f"{self._to} does not know this cluster's CLUSTER_SECRET")
+        return message, _encode(Proof(_prove(self._me.secret, b"dial", self._hello, data)))
+
+
+class Acceptor:
+    """The accepting side: `greeted(bytes)` gives the Welcome, then `proved(bytes)` the Hello."""
+
+    def __init__(self, me: Identity, known: frozenset[str]) -> None:
+        self._me = me
+        self._known = known
+        self._heard = b""
+        self._said = b""
+        self._hello: Hello | None = None
+
+    def greeted(self, data: bytes) -> bytes:
+        me = self._me
+        message = decode(data)
+        if not isinstance(message, Hello) or message.magic != MAGIC:
+            raise HandshakeRefused("expected a hello")
+        if message.cluster_id != me.cluster_id:
+            raise HandshakeRefused(f"this is cluster {me.cluster_id!r}")
+        if message.to != me.node_id:
+            raise HandshakeRefused(f"this is node {me.node_id!r}")
+        if message.node_id not in self._known or message.node_id == me.node_id:
+            raise HandshakeRefused(f"{message.node_id[:64]!r} is in no peer list of {me.node_id}")
+        if len(message.nonce) != NONCE_BYTES:
+            raise HandshakeRefused("bad nonce")
+        welcome = Welcome(
+            MAGIC,
+            me.node_id,
+            me.incarnation,
+            me.boot_id,
+            secrets.token_bytes(NONCE_BYTES),
+            b"",
+        )
+        proof = _prove(me.secret, b"accept", data, _encode(welcome))
+        self._heard = data
+        self._said = _encode(msgspec.structs.replace(welcome, proof=proof))
+        self._hello = message
+        return self._said
+
+    def proved(self, data: bytes) -> Hello:
+        message = decode(data)
+        assert self._hello is not None
+        if not isinstance(message, Proof):
+            raise HandshakeRefused("expected a proof")
+        expected = _prove(self._me.secret, b"dial", self._heard, self._said)
+        if not hmac.compare_digest(expected, message.proof):
+            raise HandshakeRefused("wrong CLUSTER_SECRET")
+        return self._hello
+
+
+def reject(reason: str) -> bytes:
+    return _encode(Reject(reason))
