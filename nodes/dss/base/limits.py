@@ -97,3 +97,52 @@ LOCAL_LOG_BYTES_MAX: Final = 16 * MIB
 """A node's log file is put aside as `.1` at a start once it is larger."""
 READY_NOTICE_MS: Final = 20_000
 """After this long `dss up` says which nodes are not ready and why, and goes on waiting."""
+
+# --- locks ---
+TOKEN_MAX: Final = 2**53 - 1
+"""The largest integer that JSON numbers (IEEE doubles) carry exactly."""
+LABEL_CHARS_MAX: Final = 128
+"""A session's id or name, an owner: for people and keys, not for data."""
+LIST_ITEMS_DEFAULT: Final = 100
+"""Items of a list when the request names no `limit`: one screen or two."""
+SESSION_HOLDS_MAX: Final = 10_000
+"""Locks and waits (each) of one session: its end releases all of them in one step."""
+WAITERS_MAX: Final = 100_000
+"""Waiters of all locks together: each costs about half a KiB on every lock node."""
+EXPIRY_BATCH_MAX: Final = 500
+"""Sessions, and waits, ended by one log entry: keeps that entry's apply in milliseconds."""
+EXPIRY_RETRY_MS: Final = 1_000
+"""An expiry that was proposed but has not come back is proposed again after this time."""
+WAITERS_SHOWN_MAX: Final = 100
+"""Waiters listed by a description of a lock, and looked at to tell a place in the line."""
+
+# --- streams ---
+STREAM_OUTBOX_BYTES_MAX: Final = 16 * MIB
+"""Answers that a stream client has not read yet: beyond, it is disconnected, not waited for."""
+STREAM_HEARTBEAT_S: Final = 30.0
+"""A WebSocket ping after this much silence: finds clients that vanished without a FIN."""
+STREAM_CLOSE_S: Final = 2.0
+"""How long a closing stream waits for the client's half of the closing handshake."""
+
+# --- cache ---
+CACHE_TTL_MS_MAX: Final = 24 * 3_600_000
+CACHE_TTL_MS_MIN: Final = 100
+"""A cached value's life: shorter than 100 ms is below what leases can honour."""
+CACHE_SLOTS: Final = 256
+"""Slots of the key space: each has one home and one version sequence in main memory."""
+CACHE_REQUEST_MS: Final = 5_000
+"""A request to a key's home is given up after this: well above one lease plus one fsync."""
+CACHE_LINE_QUEUE_MAX: Final = 1_024
+"""Requests that wait for one key, at its home and at each node: beyond is 429."""
+CACHE_PENDING_MAX: Final = 16_384
+"""Requests of one node that its peers' homes have not answered yet: beyond is 429."""
+CACHE_DIRECTORY_LINES_MAX: Final = 1_000_000
+"""Lines a home keeps track of: beyond, values are answered but may not be kept as copies."""
+CACHE_LINE_OVERHEAD_BYTES: Final = 400
+"""What one cached line costs beside its key and value (measured; counted against capacity)."""
+CACHE_CAST_BYTES_MAX: Final = 4 * MIB
+"""Coherence messages of one peer frame: larger batches are cut, so that renewals get through."""
+MEMORY_BATCH_OPS_MAX: Final = 512
+"""Main-memory operations of one transaction or pipeline: bounds the latency of the first."""
+MEMORY_TIMEOUT_MS: Final = 2_000
+"""A main-memory batch is given up after this: its writes are then of unknown outcome."""
