@@ -56,6 +56,8 @@ class Wal:
         self._seed = 0
         self._pending: list[tuple[int, bytes, int, tuple[Any, ...]]] = []
         self._unsynced = False
+        self._marks_written: dict[int, int] = {}
+        self._marks_durable: dict[int, int] = {}
         self._poison = ""
         self._encode = msgspec.msgpack.Encoder().encode
         self.torn_bytes = 0
@@ -85,6 +87,7 @@ class Wal:
         wal._file, wal._seed, wal.torn_bytes = found.file, found.seed, found.torn_bytes
         wal._offset = found.offset
         wal._room_end = found.sizes[found.number] - len(TERMINATOR)
+        wal._marks_durable = {group: log.snapshot_index for group, log in wal._logs.items()}
         mark.begin(Position(found.number, found.offset))
         return wal, found.states()
 
@@ -154,6 +157,7 @@ class Wal:
             self._logs[group].save_state(*args)
         elif kind == fmt.SNAPSHOT:
             self._logs[group].snapshot(*args)
+            self._marks_written[group] = args[0]
         elif group in self._logs:
             raise ValueError(f"group {group} exists already")
         else:
@@ -181,6 +185,7 @@ class Wal:
                 old.datasync()
                 self.syncs += 1
                 self._unsynced = False
+            self._marks_durable.update(self._marks_written)
             old.close()
         number = self._number + 1
         marks = [log.checkpoint() for _, log in sorted(self._logs.items())]
@@ -203,6 +208,7 @@ class Wal:
         assert self._file is not None
         self._unsynced = False
         position = Position(self._number, self._offset)
+        marks, self._marks_written = self._marks_written, {}
         started = time.perf_counter_ns()
         try:
             self._file.datasync()
@@ -211,6 +217,8 @@ class Wal:
             self._fail("sync", error)
         self.last_sync_ns = time.perf_counter_ns() - started
         self.syncs += 1
+        if marks:
+            self._marks_durable.update(marks)
 
     def prepare(self) -> bool:
         """Have the next segment's file ready, so that rolling costs two small syncs only.
@@ -269,6 +277,13 @@ class Wal:
         """
         counts = {group: self._number - self._oldest(log) for group, log in self._logs.items()}
         return {group: count for group, count in counts.items() if count > 0}
+
+    def durable_snapshot(self, group: int) -> int:
+        """The index of the group's newest snapshot whose mark is durable; 0: none.
+
+        Snapshot files before it may be pruned; that one is what recovery will ask for.
+        """
+        return self._marks_durable.get(group, 0)
 
     @property
     def segments(self) -> int:
