@@ -34,6 +34,12 @@ APPEND_BYTES_MAX: Final = 4 * MIB
 """Entries of one append message: keeps the peer link responsive for heartbeats."""
 INFLIGHT_APPENDS_MAX: Final = 64
 """Unanswered append messages per follower: covers a round trip at full speed."""
+INFLIGHT_BYTES_MAX: Final = 16 * MIB
+"""Unanswered entry bytes per follower: a quarter of the peer's outbox, so many groups fit."""
+APPLY_ENTRIES_MAX: Final = 4_096
+"""Entries handed to the state machine and not yet applied: replay after a restart yields."""
+READS_PENDING_MAX: Final = 65_536
+"""Reads waiting for their ReadIndex round in one group: beyond, they fail at once."""
 UNCOMMITTED_BYTES_MAX: Final = 64 * MIB
 """Uncommitted payload on a leader: beyond, proposals are refused with 503 `overloaded`."""
 LOG_TAIL_ENTRIES: Final = 1_000
@@ -146,3 +152,28 @@ MEMORY_BATCH_OPS_MAX: Final = 512
 """Main-memory operations of one transaction or pipeline: bounds the latency of the first."""
 MEMORY_TIMEOUT_MS: Final = 2_000
 """A main-memory batch is given up after this: its writes are then of unknown outcome."""
+
+# --- queues ---
+VISIBILITY_MS_MAX: Final = 12 * 3_600_000
+"""A message's lease, and a delay: SQS's bound, longer than any sensible job without an extend."""
+VISIBILITY_MS_DEFAULT: Final = 30_000
+QUEUE_DELIVERIES_MAX: Final = 1_000
+"""The largest `max_deliveries`: more is a poison message that nobody looks at."""
+QUEUE_LENGTH_MAX: Final = 10_000_000
+"""The largest `max_length` of a queue over all partitions."""
+PARTITION_MESSAGES_MAX: Final = 500_000
+"""Messages of all queues kept in one partition: about 150 MB of records."""
+PARTITION_BYTES_MAX: Final = 128 * MIB
+"""Bodies of one partition, which are in memory and in its snapshot; beyond is `queue_full`."""
+RECEIVE_BYTES_MAX: Final = 4 * MIB
+"""Bodies that one receive takes out of a partition (always at least one message)."""
+HEADERS_MAX: Final = 32
+"""Headers of a message: for tracing and types; data belongs in the body."""
+HEADER_CHARS_MAX: Final = 1_024
+"""A header's name, and its value."""
+DUE_ITEMS_MAX: Final = 1_000
+"""Leases and delays ended by one log entry (more only when they end in the same ms)."""
+INTERESTS_MAX: Final = 10_000
+"""Long polls of one node, and queues that one other node waits for."""
+WATCHERS_MAX: Final = 256
+"""Unanswered metadata watches of one lock node: one per node of the cluster is normal."""

@@ -1,1 +1,1 @@
-
+"""Cluster metadata, group 0: registered nodes, the partition table, the queue registry."""

@@ -1,1 +1,1 @@
-
+"""Durable at-least-once queues: the state machine of one partition."""
