@@ -21,6 +21,7 @@ import msgspec
 from dss.base import limits
 from dss.core.machine import PENDING, Machine, join_items
 from dss.core.raft import effects as fx
+from dss.core.raft.log import SnapshotMeta
 from dss.core.raft.messages import (
     COMMAND,
     NOOP,
@@ -31,7 +32,8 @@ from dss.core.raft.messages import (
     SnapshotChunk,
     SnapshotResponse,
 )
-from dss.core.raft.raft import Raft, RaftSettings, RandomSource, SnapshotMeta
+from dss.core.raft.raft import Raft
+from dss.core.raft.settings import RaftSettings, RandomSource
 from dss.drivers.ports import Sink
 from dss.storage.snapshots import SnapshotReceiver, SnapshotStore
 from dss.storage.wal import GroupState, Wal
@@ -90,6 +92,13 @@ class _Null:
 NULL_SINK = _Null()
 
 
+def _incarnations(configuration: Configuration) -> dict[str, str]:
+    return {
+        member.node_id: member.incarnation
+        for member in configuration.voters + configuration.learners
+    }
+
+
 class Group:
     """One Raft group on this node: its core, its machine and what waits for them."""
 
@@ -105,6 +114,7 @@ class Group:
         "flights_by_ref",
         "gid",
         "inbox",
+        "install",
         "listed",
         "machine",
         "members",
@@ -127,10 +137,7 @@ class Group:
         self.raft = raft
         self.machine = machine
         self.configuration = configuration
-        self.members = {
-            member.node_id: member.incarnation
-            for member in configuration.voters + configuration.learners
-        }
+        self.members = _incarnations(configuration)
         self.inbox: list[fx.Event] = []
         self.listed = False
         self.pending: list[Flight] = []
@@ -150,6 +157,7 @@ class Group:
         self.snapshot_busy = False
         self.snapshot_index = 0
         self.receiver: SnapshotReceiver | None = None
+        self.install: SnapshotChunk | None = None
 
 
 class Engine:
@@ -270,7 +278,7 @@ class Engine:
                 group.listed = True
                 self._dirty.append(group)
             group.inbox.append(fx.Receive(peer, message))
-            if group.commit_heard is None and type(message) is AppendRequest:
+            if group.commit_heard is None and isinstance(message, AppendRequest):
                 group.commit_heard = message.commit
         if self._dirty:
             self._hooks.wake()
@@ -409,7 +417,7 @@ class Engine:
         return self._unsynced
 
     def sync(self) -> None:
-        """Make everything written durable. Raises OSError: the node must stop."""
+        """Make everything written durable. Raises StorageFailed: the node must stop."""
         self.wal.sync()
 
     def finish(self) -> None:
@@ -450,53 +458,55 @@ class Engine:
     def _carry_out(self, group: Group, effects: Sequence[fx.Effect], now_ms: int) -> None:
         send = self._hooks.send
         for effect in effects:
-            kind = type(effect)
-            if kind is fx.Send:
+            if isinstance(effect, fx.Send):
                 send(effect.peer, effect.message)
-            elif kind is fx.SendAfterSync:
+            elif isinstance(effect, fx.SendAfterSync):
                 self._after_sync.append((effect.peer, effect.message))
-            elif kind is fx.Append:
+            elif isinstance(effect, fx.Append):
                 entries = effect.entries
                 self.wal.append(group.gid, entries)
                 self._unsynced = True
                 if group.synced_upto is None:
                     self._appended.append(group)
                 group.synced_upto = (entries[-1].index, entries[-1].term)
-            elif kind is fx.Apply:
+            elif isinstance(effect, fx.Apply):
                 if not group.to_apply:
                     self._to_apply.append(group)
                 group.to_apply.extend(effect.entries)
-            elif kind is fx.Proposed:
+            elif isinstance(effect, fx.Proposed):
                 flight = group.flights_by_ref.pop(effect.ref)
                 flight.term = group.raft.term
                 group.flights[effect.index] = flight
             else:
-                self._carry_out_rare(group, effect, now_ms)
+                self._carry_out_rare(group, effect)
+        if group.install is not None:
+            # Only now: what this step appended must be in the WAL before the snapshot's mark.
+            chunk, group.install = group.install, None
+            self._install(group, chunk, now_ms)
 
-    def _carry_out_rare(self, group: Group, effect: fx.Effect, now_ms: int) -> None:
+    def _carry_out_rare(self, group: Group, effect: fx.Effect) -> None:
         """The effects that are not on the path of every request."""
-        kind = type(effect)
-        if kind is fx.SaveState:
+        if isinstance(effect, fx.SaveState):
             self.wal.save_state(group.gid, effect.term, effect.voted_for)
             self._unsynced = True
-        elif kind is fx.Refused:
+        elif isinstance(effect, fx.Refused):
             flight = group.flights_by_ref.pop(effect.ref)
             group.due_in_flight = group.due_in_flight and flight.sinks[0][1] is not NULL_SINK
             self._hooks.refused(group.gid, flight, effect.code, effect.leader)
-        elif kind is fx.ReadReady:
+        elif isinstance(effect, fx.ReadReady):
             done = group.reads.pop(effect.ref)
             if group.applied_index >= effect.index:
                 done(self.node_id, True)
             else:
                 group.read_waiters.append((effect.index, done))
-        elif kind is fx.ReadFailed:
+        elif isinstance(effect, fx.ReadFailed):
             group.reads.pop(effect.ref)(effect.leader, False)
-        elif kind is fx.RoleChanged:
+        elif isinstance(effect, fx.RoleChanged):
             self._role_changed(group, effect)
-        elif kind is fx.SendSnapshot:
+        elif isinstance(effect, fx.SendSnapshot):
             self._send_chunk(group, effect)
-        elif kind is fx.StoreChunk:
-            self._store_chunk(group, effect, now_ms)
+        elif isinstance(effect, fx.StoreChunk):
+            self._store_chunk(group, effect)
         else:
             raise AssertionError(f"unknown effect {effect!r}")
 
@@ -528,6 +538,8 @@ class Engine:
             return
         self.entries_applied += len(entries)
         group.inbox.append(fx.Applied(group.applied_index))
+        if group.raft.commit_index > group.applied_index:
+            self._touch(group)  # the core hands out a bounded number of entries at a time
         for wake in machine.take_wakes():
             waiting = group.waits.pop((wake.index, wake.position), None)
             if waiting is not None:
@@ -637,7 +649,8 @@ class Engine:
     def take_snapshot(self, group: Group) -> None:
         """Save the machine's state; the log up to here may then go."""
         index, log_ms = group.applied_index, group.applied_log_ms
-        term = group.raft.term_at(index)
+        term = group.raft.log.term_at(index)
+        assert term is not None, "what is applied is in the log or the snapshot"
         data = group.machine.snapshot()
         configuration = group.configuration
         group.snapshot_busy = True
@@ -691,7 +704,7 @@ class Engine:
             ),
         )
 
-    def _store_chunk(self, group: Group, effect: fx.StoreChunk, now_ms: int) -> None:
+    def _store_chunk(self, group: Group, effect: fx.StoreChunk) -> None:
         chunk = effect.chunk
         receiver = group.receiver
         if receiver is None or (receiver.index, receiver.term) != (
@@ -716,26 +729,28 @@ class Engine:
             return
         receiver.finish()
         group.receiver = None
-        self._install(group, chunk, now_ms)
+        group.install = chunk
 
     def _install(self, group: Group, chunk: SnapshotChunk, now_ms: int) -> None:
-        if chunk.index > group.applied_index:
-            group.machine.restore(self.snapshots.load(group.gid, chunk.index))
-            group.applied_index = group.snapshot_index = chunk.index
-            group.applied_log_ms = chunk.log_ms
-            group.configuration = chunk.configuration
-            group.members = {
-                member.node_id: member.incarnation
-                for member in chunk.configuration.voters + chunk.configuration.learners
-            }
-            group.to_apply = []
-            self.wal.snapshot(
-                group.gid, chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.configuration
-            )
-            self._unsynced = True
-            self.snapshots_installed += 1
-            log.info("group %d: installed the snapshot at %d", group.gid, chunk.index)
+        # The core asks only for snapshots beyond its commit index.
+        assert chunk.index > group.applied_index
+        assert not group.to_apply
+        group.machine.restore(self.snapshots.load(group.gid, chunk.index))
+        group.applied_index = group.snapshot_index = chunk.index
+        group.applied_log_ms = chunk.log_ms
+        group.entries_since_snapshot = group.applied_bytes = 0
+        group.configuration = chunk.configuration
+        group.members = _incarnations(chunk.configuration)
+        self.wal.snapshot(
+            group.gid, chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.configuration
+        )
+        self._unsynced = True
+        self.snapshots_installed += 1
+        log.info("group %d: installed the snapshot at %d", group.gid, chunk.index)
         event = fx.SnapshotInstalled(
             chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.size, chunk.configuration
         )
         self._carry_out(group, group.raft.step([event], now_ms), now_ms)
+        if group.read_waiters:
+            self._release_reads(group)
+        self._hooks.applied(group.gid)

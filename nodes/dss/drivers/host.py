@@ -17,11 +17,11 @@ from typing import Any, Final
 import msgspec
 
 from dss.base import limits
-from dss.base.errors import NoQuorum
+from dss.base.errors import NoQuorum, StorageFailed
 from dss.core.machine import Machine
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, RaftMessage
-from dss.core.raft.raft import RaftSettings
+from dss.core.raft.settings import RaftSettings
 from dss.drivers.engine import Engine, Flight
 from dss.drivers.forwarding import Forwarder
 from dss.drivers.ports import Sink
@@ -198,7 +198,7 @@ class Host:
                 self.engine.sync()
                 self.sync_policy.note(self._wal.last_sync_ns)
             self.engine.finish()
-        except OSError as error:
+        except (OSError, StorageFailed) as error:
             self._fail(f"the log cannot be written: {error}")
             return
         self._arm()
@@ -214,7 +214,7 @@ class Host:
         self.sync_policy.note(self._wal.last_sync_ns)
         try:
             self.engine.finish()
-        except OSError as failure:
+        except (OSError, StorageFailed) as failure:
             self._fail(f"the log cannot be written: {failure}")
             return
         self._arm()
@@ -260,7 +260,7 @@ class Host:
         if not self._syncing:
             try:
                 self.engine.reclaim()
-            except OSError as error:
+            except (OSError, StorageFailed) as error:
                 self._fail(f"log segments cannot be reclaimed: {error}")
                 return
         self._reclaim_timer = self.loop.call_later(RECLAIM_EVERY_S, self._reclaim)

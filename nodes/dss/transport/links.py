@@ -435,17 +435,16 @@ class Links:
         self.frames_received += 1
         raft: list[RaftMessage] = []
         for message in messages:
-            kind = type(message)
-            if kind is Call:
-                self._called(peer, message)  # type: ignore[arg-type]
-            elif kind is Return:
-                self._returned(peer, message)  # type: ignore[arg-type]
-            elif kind is Cast:
-                cast_handler = self._cast_handlers.get(message.method)  # type: ignore[union-attr]
+            if isinstance(message, Call):
+                self._called(peer, message)
+            elif isinstance(message, Return):
+                self._returned(peer, message)
+            elif isinstance(message, Cast):
+                cast_handler = self._cast_handlers.get(message.method)
                 if cast_handler is not None:
-                    self._guard(cast_handler, peer, message)  # type: ignore[arg-type]
+                    self._guard(cast_handler, peer, message)
             else:
-                raft.append(message)  # type: ignore[arg-type]
+                raft.append(message)
         if raft and self._raft is not None:
             self._raft(peer, raft)
 

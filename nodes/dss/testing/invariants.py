@@ -1,0 +1,118 @@
+"""What must hold of a Raft group at every moment (Raft thesis, fig. 3.2), checked from outside.
+
+* Election safety: at most one leader per term; a node grants at most one vote per term, for ever,
+  also across crashes.
+* Log matching and state machine safety: two nodes never disagree on a committed index.
+* Leader completeness: a new leader's log holds everything that was ever committed.
+* Durability: an acknowledged command is in every later state, once.
+* Linearizable reads: a read sees all that was acknowledged before it began.
+* Terms never go back.
+"""
+
+from __future__ import annotations
+
+from dss.core.raft.raft import Raft
+from dss.testing.tally import Tally
+
+
+class Invariants:
+    """Sees every node's every step, and remembers across crashes."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+        self._leaders: dict[int, str] = {}
+        self._votes: dict[tuple[str, int], str] = {}
+        self._committed: dict[int, int] = {}
+        """index -> term of the entry that some node saw committed there"""
+        self._top = 0
+        self._seen: dict[str, int] = {}
+        """node -> how far its commits were compared in this life"""
+        self._terms: dict[str, int] = {}
+        self._acknowledged: dict[int, None] = {}
+        self._founded: dict[str, None] = {}
+        self.checks = 0
+
+    @property
+    def acknowledged_count(self) -> int:
+        return len(self._acknowledged)
+
+    def founding(self, node: str) -> None:
+        assert self._terms.get(node, 0) == 0, f"{node} lost its group in a crash"
+
+    def voted(self, node: str, term: int, candidate: str) -> None:
+        """A granted vote leaves `node`."""
+        earlier = self._votes.setdefault((node, term), candidate)
+        assert earlier == candidate, (
+            f"{node} voted in term {term} for {earlier} and then for {candidate}"
+        )
+
+    def elected(self, node: str, term: int, raft: Raft) -> None:
+        earlier = self._leaders.setdefault(term, node)
+        assert earlier == node, f"term {term} has two leaders, {earlier} and {node}"
+        for index in range(max(1, self._top - 50), self._top + 1):
+            self._holds(node, raft, index, "the new leader")
+
+    def _holds(self, node: str, raft: Raft, index: int, who: str) -> None:
+        committed = self._committed.get(index)
+        if committed is None or index <= raft.log.base_index:
+            return
+        assert index <= raft.last_index, f"{who} {node} lacks the committed entry {index}"
+        term = raft.log.term_at(index)
+        assert term == committed, (
+            f"{who} {node} has term {term} at {index}, committed was term {committed}"
+        )
+
+    def restarted(self, node: str, raft: Raft) -> None:
+        known = self._terms.get(node, 0)
+        assert raft.term >= known, f"{node} came back in term {raft.term}, it was in {known}"
+        self._seen[node] = 0
+
+    def crashed(self, node: str) -> None:
+        self._seen[node] = 0
+
+    def stepped(self, node: str, raft: Raft) -> None:
+        """After every cycle: what this node has just done was synced first."""
+        self.checks += 1
+        raft.check_invariants()
+        term = raft.term
+        assert term >= self._terms.get(node, 0), f"the term of {node} went back"
+        # Only what was synced counts: the cycle that just ended synced everything.
+        self._terms[node] = term
+        for index in range(
+            max(self._seen.get(node, 0) + 1, raft.log.base_index + 1), raft.commit_index + 1
+        ):
+            entry_term = raft.log.term_at(index)
+            assert entry_term is not None
+            committed = self._committed.setdefault(index, entry_term)
+            assert committed == entry_term, (
+                f"{node} has committed term {entry_term} at {index}, another node {committed}"
+            )
+            self._top = max(self._top, index)
+        self._seen[node] = max(self._seen.get(node, 0), raft.commit_index)
+
+    def acknowledged(self, ident: int) -> None:
+        self._acknowledged[ident] = None
+
+    def read(self, node: str, machine: Tally, expected: int) -> None:
+        """`expected` commands were acknowledged before the read began."""
+        present = dict.fromkeys(machine.idents)
+        missing = [
+            ident
+            for position, ident in enumerate(self._acknowledged)
+            if position < expected and ident not in present
+        ]
+        assert not missing, f"a read on {node} does not see acknowledged {missing[:5]}"
+
+    def final(self, machines: dict[str, Tally]) -> None:
+        """After the heal: equal states at equal indexes, and nothing acknowledged is lost."""
+        longest = max(machines.values(), key=lambda machine: len(machine.idents))
+        for node, machine in machines.items():
+            count = len(machine.idents)
+            assert longest.idents[:count] == machine.idents, f"{node} diverged"
+            present = dict.fromkeys(machine.idents)
+            lost = [ident for ident in self._acknowledged if ident not in present]
+            # The last few may still be under way to this follower.
+            assert len(lost) <= 200, f"{node} lacks {len(lost)} acknowledged commands"
+        present = dict.fromkeys(longest.idents)
+        lost = [ident for ident in self._acknowledged if ident not in present]
+        assert not lost, f"acknowledged commands are gone: {lost[:5]}"
