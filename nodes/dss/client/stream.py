@@ -1,0 +1,254 @@
+"""The stream protocol's client end: many requests in flight over one WebSocket.
+
+A message is a msgpack array of `[request_id, op, args]`, answered by arrays of
+`[request_id, status, result]`. All requests made in one loop iteration leave in one message; one
+reader task settles futures; there is no task per request. What must not live here: what ops mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from dss.base.errors import DssError, Indeterminate, Unavailable
+from dss.base.limits import STREAM_IN_FLIGHT_MAX, STREAM_MESSAGE_BYTES_MAX
+
+Answer = tuple[int, Any]
+"""(status, body): a status from 400 on has a body with `code` and `message`."""
+
+CONNECT_S: Final = 3.0
+"""For one endpoint's TCP and WebSocket handshake: a dead host must not eat a lock's wait."""
+HEARTBEAT_S: Final = 4.0
+"""WebSocket pings: a silently dead node is noticed within 1.5 of these, below a usual TTL."""
+
+_Item = tuple[int, "asyncio.Future[Answer]", bytes]
+
+
+class LockStream:
+    """A connection to `/v1/locks:stream` of one of several nodes, made on first use.
+
+    When it breaks, requests that had been sent fail with Indeterminate (they may have happened);
+    the next request connects again, to the next endpoint. All methods belong to one event loop.
+
+    Args:
+        endpoints: base URLs; or a coroutine function that gives them, best first, asked before
+            each connection.
+        http: the session to use; without it the stream has its own and closes it.
+        token: bearer token, when the cluster wants one.
+        on_push: called with `(kind, body)` for messages the node sends unasked.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str] | Callable[[], Awaitable[Sequence[str]]],
+        *,
+        http: aiohttp.ClientSession | None = None,
+        token: str | None = None,
+        path: str = "/v1/locks:stream",
+        on_push: Callable[[Any, Any], None] | None = None,
+    ) -> None:
+        self._endpoints = endpoints
+        self._path = path
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = http
+        self._own_http: aiohttp.ClientSession | None = None
+        self._on_push = on_push
+        self._failures = 0
+        self._next_id = 1
+        self._waiting: deque[_Item] = deque()
+        self._sent: dict[int, asyncio.Future[Answer]] = {}
+        self._wake: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(list[tuple[int, Any, Any]]).decode
+        self.endpoint: str | None = None
+        """Where it is connected, if it is."""
+
+    def request(self, op: str, args: Any) -> asyncio.Future[Answer]:
+        """Send one request; the future gives `(status, body)`, statuses from 400 on included.
+
+        The future fails with Unavailable (never sent: no node could be reached) or Indeterminate
+        (sent, and the connection broke).
+        """
+        if self._closed:
+            raise Unavailable("the client is closed")
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request_id, future, self._encode((request_id, op, args))))
+        wake = self._wake
+        if wake is not None:
+            # The writer runs in the next iteration and takes all that this one has added.
+            self._wake = None
+            if not wake.done():
+                wake.set_result(None)
+        elif self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="dss-stream")
+        return future
+
+    async def close(self) -> None:
+        """Fail what is pending and disconnect."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._fail_waiting(Unavailable("the client is closed"))
+        if self._own_http is not None:
+            await self._own_http.close()
+
+    # --- one task: connect, write; and one that reads -------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            await self._serve()
+        finally:  # nothing may wait for a task that has ended
+            self._fail_waiting(Unavailable("the stream ended"))
+
+    async def _serve(self) -> None:
+        """Until the connection breaks and nothing waits to be sent."""
+        while True:
+            try:
+                ws = await self._connect()
+            except DssError as error:
+                self._fail_waiting(error)
+                return
+            reader = asyncio.create_task(self._read(ws), name="dss-stream-reader")
+            try:
+                await self._write(ws, reader)
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+                self._broken()
+                await _quietly_close(ws)
+            if not self._waiting:
+                return
+
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        http = self._http or self._own_http
+        if http is None:
+            http = self._own_http = aiohttp.ClientSession()
+        if callable(self._endpoints):
+            endpoints = list(await self._endpoints())
+        else:
+            shift = self._failures % max(1, len(self._endpoints))
+            endpoints = [*self._endpoints[shift:], *self._endpoints[:shift]]
+        reasons = []
+        for endpoint in endpoints:
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    ws = await http.ws_connect(
+                        endpoint.rstrip("/") + self._path,
+                        headers=self._headers,
+                        heartbeat=HEARTBEAT_S,
+                        max_msg_size=STREAM_MESSAGE_BYTES_MAX,
+                        compress=0,
+                    )
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                self._failures += 1
+                reasons.append(f"{endpoint}: {_reason(error)}")
+                continue
+            self.endpoint = endpoint
+            return ws
+        raise Unavailable(f"no lock node can be reached ({'; '.join(reasons) or 'none is known'})")
+
+    async def _write(self, ws: aiohttp.ClientWebSocketResponse, reader: asyncio.Task[None]) -> None:
+        """Send batches until the connection breaks (the reader ends)."""
+        while not reader.done():
+            batch = self._take_batch()
+            if batch is None:
+                wake = self._wake = asyncio.get_running_loop().create_future()
+                await wake
+                continue
+            try:
+                await ws.send_bytes(batch)
+            except (aiohttp.ClientError, OSError):
+                return
+
+    def _take_batch(self) -> bytes | None:
+        """All that may be sent now, as one message; None when there is nothing."""
+        waiting = self._waiting
+        if not waiting or len(self._sent) >= STREAM_IN_FLIGHT_MAX:
+            return None
+        room = STREAM_IN_FLIGHT_MAX - len(self._sent)
+        size = 5
+        pieces: list[bytes] = []
+        while waiting and len(pieces) < room:
+            request_id, future, item = waiting[0]
+            if pieces and size + len(item) > STREAM_MESSAGE_BYTES_MAX:
+                break
+            waiting.popleft()
+            if future.done():  # its caller gave up before it was sent
+                continue
+            size += len(item)
+            self._sent[request_id] = future
+            pieces.append(item)
+        if not pieces:
+            return None
+        return b"\xdd" + len(pieces).to_bytes(4, "big") + b"".join(pieces)
+
+    async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        """Settle futures until the connection ends; then let the writer end too."""
+        sent = self._sent
+        try:
+            while True:
+                message = await ws.receive()
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    return
+                for request_id, status, body in self._decode(message.data):
+                    if request_id == 0:
+                        if self._on_push is not None:
+                            self._on_push(status, body)
+                        continue
+                    future = sent.pop(request_id, None)
+                    if future is not None and not future.done():
+                        future.set_result((status, body))
+                if self._waiting:
+                    self._wake_writer()
+        except msgspec.MsgspecError:
+            return  # not our protocol: treated as a broken connection
+        finally:
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+
+    def _broken(self) -> None:
+        endpoint, self.endpoint = self.endpoint, None
+        self._failures += 1
+        self._wake = None
+        sent, self._sent = self._sent, {}
+        for future in sent.values():
+            if not future.done():
+                future.set_exception(
+                    Indeterminate(f"the stream to {endpoint} broke before the answer came")
+                )
+
+    def _fail_waiting(self, error: DssError) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for _, future, _ in waiting:
+            if not future.done():
+                future.set_exception(type(error)(error.message))
+
+
+async def _quietly_close(ws: aiohttp.ClientWebSocketResponse) -> None:
+    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        async with asyncio.timeout(1.0):
+            await ws.close()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_S:g} s"
+    if isinstance(error, aiohttp.WSServerHandshakeError):
+        return f"HTTP {error.status}"
+    return str(error) or type(error).__name__
