@@ -1,0 +1,123 @@
+"""What a leader knows about one follower, and how much it may send to it.
+
+Three states: PROBE (one request at a time until the logs meet), REPLICATE (a pipelined window),
+SNAPSHOT (chunks, one in flight). What must not live here: messages and the log.
+Source: Raft thesis §10.2.1 (pipelining), §5.1; the three states as in etcd-io/raft's tracker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+PROBE: Final = "probe"
+REPLICATE: Final = "replicate"
+SNAPSHOT: Final = "snapshot"
+
+
+class Progress:
+    """One follower or learner in the leader's term.
+
+    `match` is durable there; `next` is the next index to send; `waiting` (PROBE) means a request
+    is out; `contact_ms` is when it last answered; `read_context` is the last ReadIndex round it
+    confirmed; `stuck_at` is the match seen at the last heartbeat response.
+    """
+
+    __slots__ = (
+        "contact_ms",
+        "inflight",
+        "inflight_bytes",
+        "match",
+        "next",
+        "node_id",
+        "read_context",
+        "snapshot_index",
+        "snapshot_offset",
+        "snapshot_sent_ms",
+        "state",
+        "stuck_at",
+        "waiting",
+    )
+
+    def __init__(self, node_id: str, next_index: int, now_ms: int) -> None:
+        self.node_id = node_id
+        self.match = 0
+        self.next = next_index
+        self.state = PROBE
+        self.waiting = False
+        self.contact_ms = now_ms
+        self.read_context = 0
+        self.stuck_at = -1
+        self.inflight: deque[tuple[int, int]] = deque()
+        self.inflight_bytes = 0
+        self.snapshot_index = 0
+        self.snapshot_offset = 0
+        self.snapshot_sent_ms = 0
+
+    def _clear_window(self) -> None:
+        self.inflight.clear()
+        self.inflight_bytes = 0
+
+    def become_probe(self, next_index: int) -> None:
+        """Find where the logs meet, starting before `next_index`."""
+        self.state = PROBE
+        self.waiting = False
+        self.next = max(next_index, self.match + 1)
+        self._clear_window()
+
+    def become_replicate(self) -> None:
+        """The logs meet at `match`: send all that follows."""
+        self.state = REPLICATE
+        self.waiting = False
+        self.next = self.match + 1
+        self._clear_window()
+
+    def become_snapshot(self, index: int, now_ms: int) -> None:
+        """It needs entries that are compacted: send the snapshot at `index` from its start."""
+        self.state = SNAPSHOT
+        self.waiting = False
+        self._clear_window()
+        self.snapshot_index = index
+        self.snapshot_sent(0, now_ms)
+
+    def snapshot_sent(self, offset: int, now_ms: int) -> None:
+        self.snapshot_offset = offset
+        self.snapshot_sent_ms = now_ms
+
+    def has_room(self, count_max: int, bytes_max: int) -> bool:
+        """Whether another request may leave (a lone one may be larger than the window)."""
+        return len(self.inflight) < count_max and self.inflight_bytes < bytes_max
+
+    def sent(self, last_index: int, size: int) -> None:
+        """Entries up to `last_index`, costing `size` bytes, are on their way."""
+        self.next = last_index + 1
+        self.inflight.append((last_index, size))
+        self.inflight_bytes += size
+
+    def acknowledged(self, index: int) -> bool:
+        """Everything up to `index` is durable there. True when that is news."""
+        if index <= self.match:
+            return False
+        self.match = index
+        if self.next <= index:
+            self.next = index + 1
+        inflight = self.inflight
+        while inflight and inflight[0][0] <= index:
+            self.inflight_bytes -= inflight.popleft()[1]
+        return True
+
+    def is_stale_rejection(self, rejected: int) -> bool:
+        """A delayed or repeated refusal of a prev_index we no longer wonder about."""
+        if self.state == PROBE:
+            return rejected != self.next - 1
+        return rejected <= self.match
+
+    def check_invariants(self) -> None:
+        assert self.match < self.next, (self.node_id, self.match, self.next)
+        assert self.inflight_bytes == sum(size for _, size in self.inflight)
+        assert self.state == REPLICATE or not self.inflight
+        last = self.match
+        for index, _ in self.inflight:
+            assert index > last, f"window of {self.node_id} not ascending"
+            last = index
+        assert last < self.next

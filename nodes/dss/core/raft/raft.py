@@ -1,0 +1,926 @@
+"""One Raft group as a pure state machine: `step(events, now_ms) -> effects`.
+
+The embedder's contract stands in effects.py. Three rules on top of it:
+
+* A `Tick` is looked at after all other events of its step, so a late answer beats a timer.
+* A whole snapshot (the `StoreChunk` that completes it) is installed within the cycle that
+  emitted it: `SnapshotInstalled` is the first event of the group's next step.
+* `SnapshotInstalled(index)` means the machine now stands at `index`, even if it had been
+  further: entries after it that are held here are handed out again.
+
+What must not live here: I/O, clocks, threads; the log's storage (log.py), a follower's window
+(progress.py), read rounds (reads.py).
+Source: Raft thesis (Ongaro 2014) §3, §4.2, §6.4, §9.6, §10.2; etcd-io/raft for the corner cases.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from dss.base.limits import STORY_LINES_MAX
+from dss.core.raft import effects as fx
+from dss.core.raft import messages as msg
+from dss.core.raft.log import RaftLog, SnapshotMeta
+from dss.core.raft.messages import Configuration, Entry
+from dss.core.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
+from dss.core.raft.reads import ReadRounds
+from dss.core.raft.settings import RaftSettings, RandomSource
+
+FOLLOWER: Final = "follower"
+PRE_CANDIDATE: Final = "pre_candidate"
+CANDIDATE: Final = "candidate"
+LEADER: Final = "leader"
+LEARNER: Final = "learner"
+
+NEVER_MS: Final = 2**62
+_configuration_decoder = msgspec.msgpack.Decoder(Configuration)
+
+
+class Raft:
+    """One group's member. `step` is the only mutator; everything else reads.
+
+    Args:
+        group: the Raft group's id, on every message.
+        node_id: this member.
+        configuration: the group's members as recovery knows them (snapshot or founding record).
+        term, voted_for: the recovered hard state.
+        snapshot: the newest durable snapshot, already restored into the machine.
+        entries: the recovered log; may overlap the snapshot, must leave no gap after it.
+        rng: seeded; draws the election timeouts.
+        now_ms: monotonic ms.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: int,
+        node_id: str,
+        configuration: Configuration,
+        term: int = 0,
+        voted_for: str | None = None,
+        snapshot: SnapshotMeta | None = None,
+        entries: Sequence[Entry] = (),
+        settings: RaftSettings,
+        rng: RandomSource,
+        now_ms: int,
+    ) -> None:
+        self.group = group
+        self.node_id = node_id
+        self.settings = settings
+        self.term = term
+        self.voted_for = voted_for
+        self.role = FOLLOWER
+        self.leader: str | None = None
+        self.log = RaftLog(snapshot, entries)
+        self.commit_index = self.applied_index = snapshot.index if snapshot else 0
+        self.synced_index = self.log.last_index
+        self.story: deque[str] = deque(maxlen=STORY_LINES_MAX)
+        self.counters = {"started": 0, "won": 0, "lost": 0, "split": 0, "pre_votes": 0}
+        self._rng = rng
+        self._now = now_ms
+        self._out: list[fx.Effect] = []
+        self._handed_index = self.commit_index  # up to here Apply has been emitted
+        self._unwritten: list[Entry] = []  # appended in this step: one Append at its end
+        self._ack_index = -1  # follower: durable match to acknowledge at the step's end
+        self._state_saved = False  # SaveState in this step
+        self._tick_due = False
+        self._holds_apply = False  # a whole snapshot left in this step for installation
+        # follower, candidate
+        self._leader_contact_ms = -NEVER_MS
+        self._timeout_ms = 0
+        self._election_ms = 0
+        self._votes: dict[str, bool] = {}
+        # leader
+        self._peers: dict[str, Progress] = {}
+        self._reads = ReadRounds()
+        self._heartbeat_due_ms = 0
+        self._commit_dirty = self._send_dirty = False
+        self._noop_index = 0
+        self._log_ms_base = 0
+        self._log_clock_ms: int | None = None  # when the own no-op was applied
+        self._transfer_target: str | None = None
+        self._transfer_until_ms = 0
+        # members
+        self.configuration = configuration
+        self._configurations: list[tuple[int, Configuration]] = [(0, configuration)]
+        self._voters: dict[str, None] = {}
+        self._members: dict[str, None] = {}
+        self._note_configurations(entries)
+        self._use_configuration(self._configurations[-1][1])
+        self._out.clear()
+        self._redraw_timeout()
+        self._event_handlers = self._make_event_handlers()
+        self._message_handlers = self._make_message_handlers()
+
+    def _make_event_handlers(self) -> dict[type, Callable[[Any], None]]:
+        return {
+            fx.Receive: self._on_receive,
+            fx.Propose: self._on_propose,
+            fx.Read: self._on_read,
+            fx.Tick: self._on_tick,
+            fx.Synced: self._on_synced,
+            fx.Applied: self._on_applied,
+            fx.Transfer: self._on_transfer,
+            fx.LinkChanged: self._on_link_changed,
+            fx.SnapshotTaken: self._on_snapshot_taken,
+            fx.SnapshotInstalled: self._on_snapshot_installed,
+        }
+
+    def _make_message_handlers(self) -> dict[type, Callable[[str, Any], None]]:
+        return {
+            msg.VoteRequest: self._on_vote_request,
+            msg.VoteResponse: self._on_vote_response,
+            msg.AppendRequest: self._on_append_request,
+            msg.AppendResponse: self._on_append_response,
+            msg.Heartbeat: self._on_heartbeat,
+            msg.HeartbeatResponse: self._on_heartbeat_response,
+            msg.SnapshotChunk: self._on_snapshot_chunk,
+            msg.SnapshotResponse: self._on_snapshot_response,
+            msg.TimeoutNow: self._on_timeout_now,
+        }
+
+    # --- public reading --------------------------------------------------------------------
+
+    @property
+    def last_index(self) -> int:
+        return self.log.last_index
+
+    @property
+    def next_deadline_ms(self) -> int:
+        """When a Tick is wanted next: heartbeat or election; NEVER_MS for a learner."""
+        if self.role == LEADER:
+            return self._heartbeat_due_ms
+        return self._election_ms if self.role != LEARNER else NEVER_MS
+
+    def log_ms(self, now_ms: int) -> int:
+        """Log time: what a leader would stamp now; elsewhere that of the last applied entry."""
+        if self.role != LEADER:
+            return self.log.log_ms_at(self.applied_index)
+        if self._log_clock_ms is None:
+            return self._log_ms_base
+        return max(self._log_ms_base + now_ms - self._log_clock_ms, self.log.last_log_ms)
+
+    def status(self) -> dict[str, Any]:
+        """JSON-able; the `groups` item of GET /v1/raft/status."""
+        peers = {
+            peer: {
+                "match": progress.match,
+                "next": progress.next,
+                "state": progress.state,
+                "last_contact_ms": self._now - progress.contact_ms,
+            }
+            for peer, progress in self._peers.items()
+        }
+        return {
+            "group_id": self.group,
+            "term": self.term,
+            "voted_for": self.voted_for,
+            "role": self.role,
+            "leader": self.leader,
+            "commit_index": self.commit_index,
+            "applied_index": self.applied_index,
+            "last_index": self.log.last_index,
+            "last_log_term": self.log.last_term,
+            "snapshot_index": self.log.snapshot.index if self.log.snapshot else 0,
+            "voters": list(self._voters),
+            "peers": peers,
+            "elections": dict(self.counters),
+        }
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError, with the story, when this state is impossible."""
+        try:
+            self._check()
+        except AssertionError as error:
+            story = "\n".join(self.story)
+            raise AssertionError(f"{self.node_id}: {error}\n{story}") from error
+
+    def _check(self) -> None:
+        log = self.log
+        log.check_invariants()
+        assert self.applied_index <= self._handed_index <= self.commit_index <= log.last_index
+        assert log.base_index <= self.applied_index, "compacted what was not applied"
+        assert self.synced_index <= log.last_index
+        assert log.last_term <= self.term
+        assert not self._unwritten
+        assert (self.role == LEADER) == (self.leader == self.node_id)
+        if self.role in (CANDIDATE, LEADER):
+            assert self.voted_for == self.node_id
+            assert self.node_id in self._voters
+        if self.role != LEADER:
+            assert not self._peers
+            assert not self._reads.waiting
+            assert not self._reads.rounds
+        for progress in self._peers.values():
+            progress.check_invariants()
+            assert progress.next <= log.last_index + 1
+
+    # --- step ------------------------------------------------------------------------------
+
+    def step(self, events: Sequence[fx.Event], now_ms: int) -> list[fx.Effect]:
+        """Take in a batch of events; what must be done about them, in order."""
+        out: list[fx.Effect] = []
+        self._out = out
+        self._now = now_ms
+        self._state_saved = self._holds_apply = False
+        handlers = self._event_handlers
+        for event in events:
+            handlers[type(event)](event)
+        if self._tick_due:
+            self._tick_due = False
+            self._fire_due()
+        if self.role == LEADER:
+            if self._commit_dirty:
+                self._advance_commit()
+            if self._reads.waiting and self.commit_index >= self._noop_index:
+                self._begin_read_round()
+        unwritten = self._unwritten
+        written: tuple[Entry, ...] = ()
+        if unwritten:
+            written = tuple(unwritten)
+            unwritten.clear()
+            out.append(fx.Append(written))
+        if self._send_dirty:
+            self._send_dirty = False
+            self._replicate_all(written)
+        if self._ack_index >= 0:
+            self._send_ack()
+        if self.commit_index > self._handed_index:
+            self._hand_out()
+        return out
+
+    def _hand_out(self) -> None:
+        last = min(self.commit_index, self.applied_index + self.settings.max_apply_entries)
+        if last > self._handed_index and not self._holds_apply:
+            self._out.append(fx.Apply(self.log.slice(self._handed_index + 1, last)))
+            self._handed_index = last
+
+    def _send(self, peer: str, message: msg.RaftMessage) -> None:
+        """Send beside the fsync, unless our term itself is only being written in this step."""
+        if self._state_saved:
+            self._out.append(fx.SendAfterSync(peer, message))
+        else:
+            self._out.append(fx.Send(peer, message))
+
+    def _send_synced(self, peer: str, message: msg.RaftMessage) -> None:
+        self._out.append(fx.SendAfterSync(peer, message))
+
+    # --- roles -----------------------------------------------------------------------------
+
+    def _turn(self, role: str, leader: str | None, reason: str, term: int | None = None) -> None:
+        """The one place where role, leader and term change."""
+        before = (self.role, self.term, self.leader)
+        if term is not None and term != self.term:
+            assert term > self.term, f"term falls from {self.term} to {term}"
+            self.term = term
+            self.voted_for = self.node_id if role == CANDIDATE else None
+            self._save_state()
+        if self.role == LEADER and role != LEADER:
+            self._lay_down_leadership(leader)
+        if role == FOLLOWER and self.node_id not in self._voters:
+            role = LEARNER
+        self.role = role
+        self.leader = leader
+        if (role, self.term, leader) != before:
+            self.story.append(f"{self._now} {role} term {self.term} leader {leader}: {reason}")
+            self._out.append(fx.RoleChanged(role, self.term, leader, reason))
+
+    def _save_state(self) -> None:
+        self._state_saved = True
+        self._out.append(fx.SaveState(self.term, self.voted_for))
+
+    def _become_follower(self, term: int, leader: str | None, reason: str) -> None:
+        if self.role == CANDIDATE:
+            self.counters["lost"] += 1
+        if term != self.term:
+            self._ack_index = -1
+        self._votes = {}
+        self._turn(FOLLOWER, leader, reason, term)
+        self._redraw_timeout()
+
+    def _lay_down_leadership(self, leader: str | None) -> None:
+        for ref in self._reads.drain():
+            self._out.append(fx.ReadFailed(ref, leader))
+        self._peers = {}
+        self._transfer_target = None
+        self._log_clock_ms = None
+        self._commit_dirty = self._send_dirty = False
+
+    def _redraw_timeout(self) -> None:
+        """A fresh random election timeout, from now; a lone voter need not wait for anyone."""
+        settings = self.settings
+        if len(self._voters) == 1 and self.node_id in self._voters:
+            self._timeout_ms = 0
+        else:
+            self._timeout_ms = self._rng.randrange(
+                settings.election_min_ms, settings.election_max_ms + 1
+            )
+        self._election_ms = self._now + self._timeout_ms
+
+    def _hears_leader(self) -> bool:
+        """Whether a live leader is known: then nobody gets a vote (§4.2.3, §9.6)."""
+        if self.role == LEADER:
+            return True
+        silence_ms = self._now - self._leader_contact_ms
+        return self.leader is not None and silence_ms < self.settings.election_min_ms
+
+    def _quorum(self) -> int:
+        return len(self._voters) // 2 + 1
+
+    # --- members ---------------------------------------------------------------------------
+
+    def _note_configurations(self, entries: Sequence[Entry]) -> bool:
+        """A configuration counts from the moment it is in the log (§4.1)."""
+        found = [entry for entry in entries if entry.kind == msg.CONFIGURATION]
+        for entry in found:
+            decoded = _configuration_decoder.decode(entry.payload)
+            self._configurations.append((entry.index, decoded))
+        return bool(found)
+
+    def _use_configuration(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self._voters = {member.node_id: None for member in configuration.voters}
+        self._members = dict(self._voters)
+        self._members.update({member.node_id: None for member in configuration.learners})
+        if self.role in (FOLLOWER, LEARNER):
+            self._turn(FOLLOWER, self.leader, "membership changed")
+        elif self.role == LEADER:
+            self._match_peers()
+
+    def _match_peers(self) -> None:
+        """One Progress per other member; those that stay keep theirs."""
+        old = self._peers
+        self._peers = {
+            peer: old.get(peer) or Progress(peer, self.log.last_index + 1, self._now)
+            for peer in self._members
+            if peer != self.node_id
+        }
+
+    # --- elections -------------------------------------------------------------------------
+
+    def _on_tick(self, event: fx.Tick) -> None:
+        self._tick_due = True
+
+    def _fire_due(self) -> None:
+        now = self._now
+        if self.role == LEADER:
+            if now >= self._heartbeat_due_ms:
+                self._leader_tick()
+        elif self.role != LEARNER and now >= self._election_ms:
+            if self.role == CANDIDATE:
+                self.counters["split"] += 1
+            self._leader_contact_ms = -NEVER_MS
+            self._campaign(pre=self.settings.pre_vote, reason="election timeout")
+
+    def _campaign(self, *, pre: bool, reason: str, transfer: bool = False) -> None:
+        self._redraw_timeout()
+        self._votes = {}
+        if pre:
+            self.counters["pre_votes"] += 1
+            self._turn(PRE_CANDIDATE, None, reason)
+        else:
+            self.counters["started"] += 1
+            self._turn(CANDIDATE, None, reason, self.term + 1)
+            self._ack_index = -1
+        request = msg.VoteRequest(
+            self.group,
+            self.term + 1 if pre else self.term,
+            self.log.last_index,
+            self.log.last_term,
+            pre,
+            transfer,
+        )
+        send = self._send if pre else self._send_synced
+        for voter in self._voters:
+            if voter != self.node_id:
+                send(voter, request)
+        self._count_vote(self.node_id, True)
+
+    def _count_vote(self, voter: str, granted: bool) -> None:
+        votes = self._votes
+        votes.setdefault(voter, granted)
+        given = sum(votes.values())
+        quorum = self._quorum()
+        if given >= quorum:
+            if self.role == PRE_CANDIDATE:
+                self._campaign(pre=False, reason="pre-vote won")
+            else:
+                self._become_leader()
+        elif len(votes) - given > len(self._voters) - quorum:
+            self._become_follower(self.term, None, "election lost")
+
+    def _become_leader(self) -> None:
+        self.counters["won"] += 1
+        self._votes = {}
+        self._peers = {}
+        self._reads = ReadRounds()
+        self._log_ms_base = self.log.last_log_ms
+        self._log_clock_ms = None
+        self._transfer_target = None
+        self._turn(LEADER, self.node_id, "won the election")
+        self._match_peers()
+        self._noop_index = self.log.last_index + 1
+        self._append_own(msg.NOOP, b"", self._log_ms_base)
+        self._heartbeat_due_ms = self._now + self.settings.heartbeat_ms
+
+    def _is_up_to_date(self, request: msg.VoteRequest) -> bool:
+        """§3.6.1: the candidate's log must be at least as good as ours."""
+        last_term = self.log.last_term
+        if request.last_term != last_term:
+            return request.last_term > last_term
+        return request.last_index >= self.log.last_index
+
+    def _on_vote_request(self, peer: str, request: msg.VoteRequest) -> None:
+        if self.role == LEARNER or peer not in self._voters:
+            return
+        if request.pre:
+            granted = (
+                request.term > self.term
+                and not self._hears_leader()
+                and self._is_up_to_date(request)
+            )
+            term = request.term if granted else self.term
+            self._send(peer, msg.VoteResponse(self.group, term, granted, True))
+            return
+        free = self.voted_for is None and self.leader is None
+        granted = (free or self.voted_for == peer) and self._is_up_to_date(request)
+        if granted:
+            if self.voted_for is None:
+                self.voted_for = peer
+                self._save_state()
+            if self.role == PRE_CANDIDATE:
+                self._become_follower(self.term, None, f"voted for {peer}")
+            self._election_ms = self._now + self._timeout_ms
+        self._send_synced(peer, msg.VoteResponse(self.group, self.term, granted))
+
+    def _on_vote_response(self, peer: str, response: msg.VoteResponse) -> None:
+        if peer not in self._voters:
+            return
+        if response.pre:
+            asked = response.term == self.term + 1 if response.granted else True
+            if self.role == PRE_CANDIDATE and asked:
+                self._count_vote(peer, response.granted)
+        elif self.role == CANDIDATE:
+            self._count_vote(peer, response.granted)
+
+    def _on_timeout_now(self, peer: str, message: msg.TimeoutNow) -> None:
+        if self.role == FOLLOWER and self.leader == peer:
+            self._campaign(pre=False, reason=f"leadership handed over by {peer}", transfer=True)
+
+    # --- messages --------------------------------------------------------------------------
+
+    def _on_receive(self, event: fx.Receive) -> None:
+        message = event.message
+        if message.term != self.term and not self._admit(event.peer, message):
+            return
+        self._message_handlers[type(message)](event.peer, message)
+
+    def _admit(self, peer: str, message: msg.RaftMessage) -> bool:
+        """Settle a message of another term (§3.3); False when that was all."""
+        kind = type(message)
+        if isinstance(message, msg.VoteRequest):
+            return self._admit_vote_request(peer, message)
+        if message.term < self.term:
+            self._refuse_old(peer, message)
+            return False
+        if isinstance(message, msg.VoteResponse) and message.pre and message.granted:
+            return True  # it echoes the term the pre-candidate would have
+        if kind in (msg.AppendRequest, msg.Heartbeat, msg.SnapshotChunk, msg.TimeoutNow):
+            self._become_follower(message.term, peer, f"{peer} leads a newer term")
+            return True
+        if peer in self._members:
+            self._become_follower(message.term, None, f"{peer} is in a newer term")
+        return False
+
+    def _admit_vote_request(self, peer: str, request: msg.VoteRequest) -> bool:
+        if request.pre or request.term < self.term:
+            if request.term >= self.term:
+                return True
+            if peer in self._voters and self.role != LEARNER:
+                refusal = msg.VoteResponse(self.group, self.term, False, request.pre)
+                self._send_synced(peer, refusal)
+            return False
+        if peer not in self._voters or (self._hears_leader() and not request.transfer):
+            return False  # §4.2.3: a disruptive or removed server must not depose a live leader
+        self._become_follower(request.term, None, f"{peer} campaigns in a newer term")
+        return True
+
+    def _refuse_old(self, peer: str, message: msg.RaftMessage) -> None:
+        """Tell a deposed leader the newer term; old answers are dropped."""
+        if peer not in self._members:
+            return
+        if isinstance(message, msg.Heartbeat):
+            self._send_synced(peer, msg.HeartbeatResponse(self.group, self.term))
+        elif isinstance(message, msg.AppendRequest):
+            refusal = msg.AppendResponse(self.group, self.term, False, message.prev_index)
+            self._send_synced(peer, refusal)
+        elif isinstance(message, msg.SnapshotChunk):
+            refusal = msg.AppendResponse(self.group, self.term, False, message.index)
+            self._send_synced(peer, refusal)
+
+    # --- follower --------------------------------------------------------------------------
+
+    def _follow(self, peer: str) -> None:
+        """A message from this term's leader."""
+        if self.leader != peer or self.role == PRE_CANDIDATE:
+            assert self.leader is None, f"two leaders in term {self.term}: {self.leader} and {peer}"
+            self._become_follower(self.term, peer, f"{peer} leads")
+        self._leader_contact_ms = self._now
+        self._election_ms = self._now + self._timeout_ms
+
+    def _on_append_request(self, peer: str, request: msg.AppendRequest) -> None:
+        self._follow(peer)
+        log = self.log
+        prev, entries = request.prev_index, request.entries
+        last = prev + len(entries)
+        if prev < self.commit_index:
+            # What is committed here is the leader's too (leader completeness).
+            entries = entries[self.commit_index - prev :]
+            prev = self.commit_index
+            last = max(last, prev)
+        elif log.term_at(prev) != request.prev_term:
+            self._reject(peer, request)
+            return
+        if entries:
+            if prev < log.last_index:
+                same = log.first_conflict(entries)
+                entries = entries[same:]
+            if entries:
+                if entries[0].index <= log.last_index:
+                    self._truncate_from(entries[0].index)
+                self._append_received(entries)
+        self._ack_index = max(self._ack_index, last)
+        self._follow_commit(min(request.commit, last))
+
+    def _reject(self, peer: str, request: msg.AppendRequest) -> None:
+        hint = self.log.last_with_term_at_most(request.prev_index, request.prev_term)
+        hint = max(hint, self.commit_index)
+        term = self.log.term_at(hint) or 0
+        self._send_synced(
+            peer,
+            msg.AppendResponse(self.group, self.term, False, request.prev_index, hint, term),
+        )
+
+    def _append_received(self, entries: Sequence[Entry]) -> None:
+        self.log.extend(entries)
+        self._unwritten.extend(entries)
+        if self._note_configurations(entries):
+            self._use_configuration(self._configurations[-1][1])
+
+    def _truncate_from(self, index: int) -> None:
+        assert index > self.commit_index, f"conflict at committed entry {index}"
+        self.log.truncate_from(index)
+        self.synced_index = min(self.synced_index, index - 1)
+        self._ack_index = min(self._ack_index, index - 1)
+        unwritten = self._unwritten
+        while unwritten and unwritten[-1].index >= index:
+            unwritten.pop()
+        if self._configurations[-1][0] >= index:
+            while self._configurations[-1][0] >= index:
+                self._configurations.pop()
+            self._use_configuration(self._configurations[-1][1])
+
+    def _follow_commit(self, commit: int) -> None:
+        if commit > self.commit_index:
+            assert commit <= self.log.last_index, f"acknowledged entries before {commit} are lost"
+            self.commit_index = commit
+
+    def _send_ack(self) -> None:
+        """One acknowledgement for all append requests of this step."""
+        index, self._ack_index = self._ack_index, -1
+        if self.leader is not None and self.leader != self.node_id:
+            answer = msg.AppendResponse(self.group, self.term, True, index)
+            self._send_synced(self.leader, answer)
+
+    def _on_heartbeat(self, peer: str, heartbeat: msg.Heartbeat) -> None:
+        self._follow(peer)
+        self._follow_commit(heartbeat.commit)
+        self._send(peer, msg.HeartbeatResponse(self.group, self.term, heartbeat.context))
+
+    def _on_snapshot_chunk(self, peer: str, chunk: msg.SnapshotChunk) -> None:
+        self._follow(peer)
+        if self.log.term_at(chunk.index) == chunk.snapshot_term:
+            self._follow_commit(chunk.index)  # our log reaches it already
+        if chunk.index <= self.commit_index:
+            self._ack_index = max(self._ack_index, self.commit_index)
+            return
+        if chunk.offset + len(chunk.data) >= chunk.size:
+            self._holds_apply = True
+        self._out.append(fx.StoreChunk(peer, chunk))
+
+    def _on_snapshot_installed(self, event: fx.SnapshotInstalled) -> None:
+        log, index = self.log, event.index
+        meta = SnapshotMeta(index, event.term, event.log_ms, event.size)
+        if log.term_at(index) == event.term:
+            if log.snapshot is None or index > log.snapshot.index:
+                log.compact(meta, self.settings.log_tail_entries)
+        else:
+            assert index > self.commit_index, "installed an old snapshot of another history"
+            log.reset(meta)
+            self.synced_index = index
+            self._unwritten.clear()
+            self._ack_index = index
+            self._configurations = [(index, event.configuration)]
+            self._use_configuration(event.configuration)
+        self.commit_index = max(self.commit_index, index)
+        self.synced_index = max(self.synced_index, index)
+        self.applied_index = self._handed_index = index
+        self.story.append(f"{self._now} installed the snapshot at {index}")
+        self._ack_index = max(self._ack_index, index)
+
+    # --- local events ----------------------------------------------------------------------
+
+    def _on_synced(self, event: fx.Synced) -> None:
+        if event.index > self.synced_index and self.log.term_at(event.index) == event.term:
+            self.synced_index = event.index
+            self._commit_dirty = True
+
+    def _on_applied(self, event: fx.Applied) -> None:
+        if event.index > self.applied_index:
+            assert event.index <= self._handed_index, f"applied {event.index}, never handed out"
+            self.applied_index = event.index
+        leads = self.role == LEADER and self._log_clock_ms is None
+        if leads and self.applied_index >= self._noop_index:
+            self._log_clock_ms = self._now
+
+    def _on_snapshot_taken(self, event: fx.SnapshotTaken) -> None:
+        assert event.index <= self.applied_index, "snapshot of what is not applied"
+        snapshot = self.log.snapshot
+        if snapshot is None or event.index > snapshot.index:
+            meta = SnapshotMeta(event.index, event.term, event.log_ms, event.size)
+            self.log.compact(meta, self.settings.log_tail_entries)
+
+    # --- leader: proposals and reads -------------------------------------------------------
+
+    def _append_own(self, kind: int, payload: bytes, log_ms: int) -> int:
+        index = self.log.last_index + 1
+        entry = Entry(index, self.term, kind, log_ms, payload)
+        self.log.append(entry)
+        self._unwritten.append(entry)
+        self._send_dirty = True
+        return index
+
+    def _on_propose(self, event: fx.Propose) -> None:
+        if self.role != LEADER:
+            self._out.append(fx.Refused(event.ref, "not_leader", self.leader))
+        elif self._transfer_target is not None:
+            self._out.append(fx.Refused(event.ref, "transferring", self.leader))
+        elif (
+            self.log.bytes_between(self.commit_index, self.log.last_index)
+            > self.settings.max_uncommitted_bytes
+        ):
+            self._out.append(fx.Refused(event.ref, "overloaded", self.leader))
+        else:
+            index = self._append_own(msg.COMMAND, event.payload, self.log_ms(self._now))
+            self._out.append(fx.Proposed(event.ref, index))
+
+    def _on_read(self, event: fx.Read) -> None:
+        full = self._reads.count >= self.settings.max_pending_reads
+        if self.role != LEADER or full:
+            self._out.append(fx.ReadFailed(event.ref, self.leader))
+        else:
+            self._reads.add(event.ref)
+
+    def _begin_read_round(self) -> None:
+        self._reads.begin(self.commit_index)
+        if self._quorum() == 1 and self.node_id in self._voters:
+            self._confirm_reads()
+        else:
+            self._broadcast_heartbeat()
+
+    def _confirm_reads(self) -> None:
+        """Answer the rounds that a quorum has confirmed, counting ourselves."""
+        context = self._quorum_value(
+            self._reads.context, {p.node_id: p.read_context for p in self._peers.values()}
+        )
+        for index, refs in self._reads.confirmed(context):
+            for ref in refs:
+                self._out.append(fx.ReadReady(ref, index))
+
+    def _quorum_value(self, own: int, others: dict[str, int]) -> int:
+        """The largest value that a quorum of voters has reached."""
+        reached = [others[v] if v != self.node_id else own for v in self._voters]
+        reached.sort(reverse=True)
+        return reached[self._quorum() - 1]
+
+    def _advance_commit(self) -> None:
+        """§3.6.2: count replicas only of this term's entries; ourselves only when synced."""
+        self._commit_dirty = False
+        index = self._quorum_value(
+            self.synced_index, {p.node_id: p.match for p in self._peers.values()}
+        )
+        if index > self.commit_index and self.log.term_at(index) == self.term:
+            self.commit_index = index
+
+    # --- leader: time ----------------------------------------------------------------------
+
+    def _leader_tick(self) -> None:
+        now = self._now
+        silent_since = self._quorum_value(
+            now, {p.node_id: p.contact_ms for p in self._peers.values()}
+        )
+        if now - silent_since > self.settings.election_max_ms:
+            self._become_follower(self.term, None, "lost contact with a quorum")
+            return
+        if self._transfer_target is not None and now >= self._transfer_until_ms:
+            self.story.append(f"{now} gave up handing over to {self._transfer_target}")
+            self._transfer_target = None
+        self._heartbeat_due_ms = now + self.settings.heartbeat_ms
+        self._broadcast_heartbeat()
+
+    def _broadcast_heartbeat(self) -> None:
+        context = self._reads.pending_context()
+        for progress in self._peers.values():
+            commit = min(progress.match, self.commit_index)
+            heartbeat = msg.Heartbeat(self.group, self.term, commit, context)
+            self._send(progress.node_id, heartbeat)
+
+    def _on_heartbeat_response(self, peer: str, response: msg.HeartbeatResponse) -> None:
+        progress = self._peers.get(peer)
+        if progress is None:
+            return
+        progress.contact_ms = self._now
+        if response.context > progress.read_context:
+            progress.read_context = response.context
+            self._confirm_reads()
+        if progress.state == SNAPSHOT:
+            if self._now - progress.snapshot_sent_ms >= self.settings.election_min_ms:
+                self._send_chunk(progress, progress.snapshot_offset)
+        elif progress.state == PROBE:
+            progress.waiting = False
+            self._send_dirty = True
+        elif progress.inflight:
+            # No acknowledgement between two heartbeats: slow disk, or requests were lost?
+            if progress.match == progress.stuck_at:
+                self._send_append(progress, progress.next - 1)
+            progress.stuck_at = progress.match
+        elif progress.match < self.log.last_index:
+            self._send_dirty = True
+
+    # --- leader: replication ---------------------------------------------------------------
+
+    def _replicate_all(self, written: tuple[Entry, ...]) -> None:
+        """Send each follower what it may get; equal requests are one object, encoded once."""
+        shared: dict[tuple[int, int], msg.AppendRequest] = {}
+        last_index = self.log.last_index
+        for progress in self._peers.values():
+            if progress.state == REPLICATE:
+                if progress.next <= last_index:
+                    self._pipeline(progress, shared, written)
+            elif progress.state == PROBE and not progress.waiting:
+                self._probe(progress, shared, written)
+
+    def _pipeline(
+        self,
+        progress: Progress,
+        shared: dict[tuple[int, int], msg.AppendRequest],
+        written: tuple[Entry, ...],
+    ) -> None:
+        settings, log = self.settings, self.log
+        if progress.next <= log.base_index:
+            self._begin_snapshot(progress)
+            return
+        while progress.next <= log.last_index and progress.has_room(
+            settings.max_inflight, settings.max_inflight_bytes
+        ):
+            first = progress.next
+            last = log.last_within(first, settings.max_append_bytes)
+            self._send(progress.node_id, self._request(first, last, shared, written))
+            progress.sent(last, log.bytes_between(first - 1, last))
+
+    def _probe(
+        self,
+        progress: Progress,
+        shared: dict[tuple[int, int], msg.AppendRequest],
+        written: tuple[Entry, ...],
+    ) -> None:
+        log, first = self.log, progress.next
+        if first <= log.base_index:
+            self._begin_snapshot(progress)
+            return
+        progress.waiting = True
+        last = first - 1
+        if first <= log.last_index:
+            last = log.last_within(first, self.settings.max_append_bytes)
+        self._send(progress.node_id, self._request(first, last, shared, written))
+
+    def _request(
+        self,
+        first: int,
+        last: int,
+        shared: dict[tuple[int, int], msg.AppendRequest],
+        written: tuple[Entry, ...],
+    ) -> msg.AppendRequest:
+        request = shared.get((first, last))
+        if request is None:
+            if written and first == written[0].index and last == written[-1].index:
+                entries = written
+            else:
+                entries = self.log.slice(first, last) if first <= last else ()
+            prev_term = self.log.term_at(first - 1)
+            assert prev_term is not None
+            request = shared[first, last] = msg.AppendRequest(
+                self.group, self.term, first - 1, prev_term, self.commit_index, entries
+            )
+        return request
+
+    def _send_append(self, progress: Progress, prev: int) -> None:
+        """An empty request: asks whether the log up to `prev` has arrived."""
+        self._send(progress.node_id, self._request(prev + 1, prev, {}, ()))
+
+    def _on_append_response(self, peer: str, response: msg.AppendResponse) -> None:
+        progress = self._peers.get(peer)
+        if progress is None:
+            return
+        progress.contact_ms = self._now
+        if not response.ok:
+            if not progress.is_stale_rejection(response.index) and progress.state != SNAPSHOT:
+                hint = min(response.hint_index, response.index - 1)
+                agree = self.log.last_with_term_at_most(hint, response.hint_term)
+                progress.become_probe(agree + 1)
+                self._send_dirty = True
+            return
+        if response.index > self.log.last_index:
+            return  # impossible for a peer that keeps the rules: never count it
+        news = progress.acknowledged(response.index)
+        if news:
+            self._commit_dirty = True
+        if progress.state == PROBE:
+            if response.index == progress.match:
+                progress.become_replicate()
+        elif progress.state == SNAPSHOT and progress.match >= self.log.base_index:
+            progress.become_replicate()
+        self._send_dirty = True
+        if peer == self._transfer_target and progress.match == self.log.last_index:
+            self._send(peer, msg.TimeoutNow(self.group, self.term))
+
+    # --- leader: snapshots -----------------------------------------------------------------
+
+    def _begin_snapshot(self, progress: Progress) -> None:
+        snapshot = self.log.snapshot
+        assert snapshot is not None, "a compacted log has a snapshot"
+        progress.become_snapshot(snapshot.index, self._now)
+        self._send_chunk(progress, 0)
+
+    def _send_chunk(self, progress: Progress, offset: int) -> None:
+        """The chunk at `offset`; from the start when a newer snapshot has replaced it."""
+        snapshot = self.log.snapshot
+        assert snapshot is not None
+        if snapshot.index != progress.snapshot_index:
+            progress.become_snapshot(snapshot.index, self._now)
+            offset = 0
+        progress.snapshot_sent(offset, self._now)
+        self._out.append(
+            fx.SendSnapshot(progress.node_id, self.term, progress.snapshot_index, offset)
+        )
+
+    def _on_snapshot_response(self, peer: str, response: msg.SnapshotResponse) -> None:
+        progress = self._peers.get(peer)
+        if progress is None:
+            return
+        progress.contact_ms = self._now
+        snapshot = self.log.snapshot
+        if (
+            progress.state == SNAPSHOT
+            and snapshot is not None
+            and response.index == progress.snapshot_index
+            and response.offset != progress.snapshot_offset
+            and 0 <= response.offset < snapshot.size
+        ):
+            self._send_chunk(progress, response.offset)
+
+    # --- leader: transfer and links --------------------------------------------------------
+
+    def _on_transfer(self, event: fx.Transfer) -> None:
+        if self.role != LEADER or self._transfer_target is not None:
+            return
+        voters = [p for p in self._peers.values() if p.node_id in self._voters]
+        if event.target is not None:
+            voters = [p for p in voters if p.node_id == event.target]
+        if not voters:
+            return
+        target = max(voters, key=lambda p: (p.match, p.contact_ms))
+        self._transfer_target = target.node_id
+        self._transfer_until_ms = self._now + self.settings.election_max_ms
+        self.story.append(f"{self._now} hands over to {target.node_id}")
+        if target.match == self.log.last_index:
+            self._send(target.node_id, msg.TimeoutNow(self.group, self.term))
+        else:
+            self._send_dirty = True
+
+    def _on_link_changed(self, event: fx.LinkChanged) -> None:
+        progress = self._peers.get(event.peer)
+        if progress is None:
+            return
+        if progress.state == SNAPSHOT:
+            progress.snapshot_sent_ms = -NEVER_MS
+        elif not event.up:
+            progress.become_probe(progress.match + 1)
+            progress.waiting = True  # nothing can arrive: until it answers a heartbeat
+        else:
+            progress.waiting = False
+            self._send_dirty = True

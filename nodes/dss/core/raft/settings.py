@@ -1,0 +1,35 @@
+"""Settings of the Raft core and what it needs from outside: timings, bounds, randomness."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from dss.base import limits
+
+
+class RandomSource(Protocol):
+    """A seeded source; `random.Random` fits."""
+
+    def randrange(self, start: int, stop: int, /) -> int: ...
+
+
+class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Timings in ms of monotonic time; bounds default to base/limits.py."""
+
+    heartbeat_ms: int = 50
+    election_min_ms: int = 300
+    election_max_ms: int = 900
+    pre_vote: bool = True
+    max_inflight: int = limits.INFLIGHT_APPENDS_MAX
+    max_inflight_bytes: int = limits.INFLIGHT_BYTES_MAX
+    max_append_bytes: int = limits.APPEND_BYTES_MAX
+    max_uncommitted_bytes: int = limits.UNCOMMITTED_BYTES_MAX
+    max_apply_entries: int = limits.APPLY_ENTRIES_MAX
+    max_pending_reads: int = limits.READS_PENDING_MAX
+    log_tail_entries: int = limits.LOG_TAIL_ENTRIES
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heartbeat_ms < self.election_min_ms < self.election_max_ms:
+            raise ValueError("expected 0 < heartbeat_ms < election_min_ms < election_max_ms")
