@@ -14,6 +14,7 @@ What must not live here: what the payloads mean, files.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import google_crc32c
@@ -27,7 +28,8 @@ FIRST_SEED: Final = 0x44535357
 """Seed of a segment's first record ("DSSW"): a block of zeros must not pass as a record."""
 _KIND_BYTES: Final = [bytes([kind]) for kind in range(256)]
 
-extend_crc = google_crc32c.extend
+extend_crc: Callable[[int, bytes], int] = google_crc32c.extend
+"""CRC32C of `data` continuing from `seed`. Takes bytes only, no views."""
 
 
 class Record(NamedTuple):
