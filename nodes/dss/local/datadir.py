@@ -2,7 +2,7 @@
 
 ```
 .dss/up.lock        held (flock) while a `dss up` runs; holds its pid
-.dss/cluster.json   format, cluster id and node counts: made by the first start
+.dss/cluster.json   format and node counts: made by the first start
 .dss/secret         the cluster secret, mode 0600
 .dss/logs/NODE.log  standard output and error of each node
 .dss/NODE/          the node's DATA_DIR
@@ -31,7 +31,6 @@ _SECRET_BYTES = 32
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What data in this directory belongs to. Changing a count needs membership changes."""
 
-    cluster_id: str
     lock: int
     queue: int
     cache: int
@@ -113,24 +112,25 @@ class DataDir:
             )
         return shape
 
-    def settle(self, lock: int, queue: int, cache: int) -> Shape:
-        """The shape to start with: the remembered one, or a new one, written durably.
+    def expect(self, lock: int, queue: int, cache: int) -> None:
+        """Refuse counts that the data here was not made for.
 
         Raises:
-            ConfigProblem: the data belongs to other counts.
+            ConfigProblem: names the counts that would work.
         """
-        old = self.remembered()
-        if old is not None:
-            if (old.lock, old.queue, old.cache) != (lock, queue, cache):
-                raise ConfigProblem(
-                    f"{self.path} holds a cluster of {old.counts()}, asked for: --lock {lock} "
-                    f"--queue {queue} --cache {cache}. Counts cannot change over existing data "
-                    f"yet: dss up {old.counts()}, or another --data-dir"
-                )
-            return old
-        new = Shape(f"local-{secrets.token_hex(4)}", lock, queue, cache)
-        _write(self.path / "cluster.json", msgspec.json.format(msgspec.json.encode(new)) + b"\n")
-        return new
+        old, new = self.remembered(), Shape(lock, queue, cache)
+        if old is not None and old != new:
+            raise ConfigProblem(
+                f"{self.path} holds a cluster of {old.counts()}, asked for: {new.counts()}. "
+                f"Counts cannot change over existing data yet: dss up {old.counts()}, "
+                "or another --data-dir"
+            )
+
+    def remember(self, lock: int, queue: int, cache: int) -> None:
+        """Note the counts, before any node writes the first data."""
+        if self.remembered() is None:
+            text = msgspec.json.format(msgspec.json.encode(Shape(lock, queue, cache)))
+            _write(self.path / "cluster.json", text + b"\n")
 
     def secret(self) -> str:
         """The cluster secret, made on first use, readable by this user alone."""

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from dss.base.errors import ConfigProblem
-from dss.local.datadir import AlreadyRunning, DataDir
+from dss.local.datadir import AlreadyRunning, DataDir, Shape
 
 
 def test_second_start__finds_the_same_cluster_and_secret(tmp_path: Path) -> None:
     with DataDir(tmp_path / "data") as data:
-        first, secret = data.settle(3, 3, 2), data.secret()
+        assert data.remembered() is None
+        data.remember(3, 3, 2)
+        secret = data.secret()
     with DataDir(tmp_path / "data") as data:
-        assert data.settle(3, 3, 2) == first
+        data.expect(3, 3, 2)
+        assert data.remembered() == Shape(3, 3, 2)
         assert data.secret() == secret
     assert len(secret) == 64
 
@@ -30,9 +33,9 @@ def test_secret__is_readable_by_its_owner_alone(tmp_path: Path) -> None:
 
 def test_other_counts_over_old_data__refused_with_the_old_ones_named(tmp_path: Path) -> None:
     with DataDir(tmp_path) as data:
-        data.settle(3, 3, 2)
+        data.remember(3, 3, 2)
         with pytest.raises(ConfigProblem, match="dss up --lock 3 --queue 3 --cache 2"):
-            data.settle(5, 3, 2)
+            data.expect(5, 3, 2)
 
 
 def test_directory_in_use__refused_with_the_pid(tmp_path: Path) -> None:
@@ -49,15 +52,13 @@ def test_directory_in_use__refused_with_the_pid(tmp_path: Path) -> None:
 def test_broken_memory__says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"lock": 3,')
     with DataDir(tmp_path) as data, pytest.raises(ConfigProblem, match="make clean"):
-        data.settle(3, 3, 2)
+        data.expect(3, 3, 2)
 
 
 def test_newer_format__is_not_guessed_at(tmp_path: Path) -> None:
-    (tmp_path / "cluster.json").write_text(
-        '{"cluster_id": "x", "lock": 3, "queue": 3, "cache": 2, "format": 2}'
-    )
+    (tmp_path / "cluster.json").write_text('{"lock": 3, "queue": 3, "cache": 2, "format": 2}')
     with DataDir(tmp_path) as data, pytest.raises(ConfigProblem, match="format 2"):
-        data.settle(3, 3, 2)
+        data.expect(3, 3, 2)
 
 
 def test_data_dir_that_is_a_file__refused(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""`dss cache …`. What must not live here: coherence; a line's state is what a node says it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from dss.cli.connect import nodes
+from dss.cli.http import Problem, query, segment
+from dss.cli.output import Output
+
+
+def get(args: argparse.Namespace) -> int:
+    """Print the value as it is; with --json its version too. A missing key is exit code 1."""
+    answer = nodes(args).ask("cache", "GET", _path(args.key))
+    if not args.json:
+        Output(False).raw(answer.body)
+        return 0
+    text = answer.body.decode("utf-8", "replace")
+    version = answer.headers.get("etag", "").strip('"')
+    kind = answer.headers.get("content-type")
+    Output(True).show({"key": args.key, "value": text, "version": version, "content_type": kind})
+    return 0
+
+
+def put(args: argparse.Namespace) -> int:
+    raw = sys.stdin.buffer.read() if args.value == "-" else args.value.encode()
+    ttl_ms = None if args.ttl is None else round(args.ttl * 1000)
+    answer = nodes(args).ask(
+        "cache",
+        "PUT",
+        _path(args.key) + query(ttl_ms=ttl_ms),
+        raw=raw,
+        headers={"Content-Type": "text/plain; charset=utf-8"},
+    )
+    version = answer.headers.get("etag", "").strip('"')
+    result = {"key": args.key, "version": version}
+    Output(args.json).show(result, f'"{args.key}" written, version {version}')
+    return 0
+
+
+def delete(args: argparse.Namespace) -> int:
+    nodes(args).ask("cache", "DELETE", _path(args.key))
+    Output(args.json).show({"key": args.key, "deleted": True}, f'"{args.key}" deleted')
+    return 0
+
+
+def line(args: argparse.Namespace) -> int:
+    """The line as every reachable cache node sees it: that is what MESI is about."""
+    client = nodes(args)
+    found = [client.ask("cache", "GET", _path(args.key) + "/line").json()]
+    for node in client.cluster():
+        if node["role"] == "cache":
+            try:
+                answer = client.ask_one(node["url"], _path(args.key) + "/line")
+            except Problem:
+                continue
+            if answer is not None:
+                found.append(answer.json())
+    lines = list({str(view.get("node", view)): view for view in found}.values())
+    names = list(dict.fromkeys(name for view in lines for name in view))
+    rows = [[view.get(name) for name in names] for view in lines]
+    Output(args.json).table({"key": args.key, "nodes": lines}, names, rows, "no cache node knows")
+    return 0
+
+
+def stats(args: argparse.Namespace) -> int:
+    """Each reachable cache node's counters."""
+    client = nodes(args)
+    found: dict[str, dict[str, object]] = {}
+    first = client.ask("cache", "GET", "/v1/cache:stats")
+    urls = {node["url"]: node["id"] for node in client.cluster() if node["role"] == "cache"}
+    found[urls.get(first.endpoint, first.endpoint)] = first.json()
+    for url, name in urls.items():
+        if name not in found and (answer := client.ask_one(url, "/v1/cache:stats")) is not None:
+            found[name] = answer.json()
+    counters = list(dict.fromkeys(key for values in found.values() for key in values))
+    rows = [[key, *(values.get(key) for values in found.values())] for key in counters]
+    Output(args.json).table(found, ["", *found], rows, "no counters yet")
+    return 0
+
+
+def _path(key: str) -> str:
+    return f"/v1/cache/{segment(key)}"

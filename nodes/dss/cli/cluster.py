@@ -1,0 +1,116 @@
+"""`dss status`, `dss ring`, `dss partitions`: the cluster on one screen, what is wrong first.
+
+What must not live here: judging what a node did not say.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dss.base.errors import EXIT_FAILED
+from dss.base.ids import FIRST_PARTITION_GROUP, LOCK_GROUP
+from dss.cli.connect import nodes
+from dss.cli.http import CliError, Nodes, Problem
+from dss.cli.output import Output
+
+
+def status(args: argparse.Namespace) -> int:
+    """All nodes; exit code 1 when something is wrong."""
+    client = nodes(args)
+    cluster = client.ask("any", "GET", "/v1/cluster").json()
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        seen = dict(pool.map(lambda url: _look(client, url), _urls(client)))
+    views = [_merge(node, seen.get(node["id"])) for node in cluster["nodes"]]
+    wrong = [f"{view['id']}: {view['problem']}" for view in views if view["problem"]]
+    leader = next((v for v in views if v["state"] == "leader"), None)
+    if leader is None:
+        wrong.insert(0, "no leader among the lock nodes that answer: locks are refused with 503")
+    output = Output(args.json)
+    summary = {
+        "cluster_id": cluster.get("cluster_id"),
+        "leader": leader and leader["id"],
+        "term": leader and leader["term"],
+        "problems": wrong,
+        "nodes": views,
+    }
+    if not args.json:
+        for line in wrong:
+            output.show(None, line)
+        if leader is not None:
+            output.show(None, f"leader {leader['id']}, term {leader['term']}")
+    rows = [(v["id"], v["role"], v["url"], v["problem"] or v["state"]) for v in views]
+    output.table(summary, ("node", "role", "url", "state"), rows, "no nodes listed")
+    return EXIT_FAILED if wrong else 0
+
+
+def _urls(client: Nodes) -> list[str]:
+    """The endpoints and what the cluster lists: from outside only one kind may be reachable."""
+    urls = client.endpoints + [node["url"] for node in client.cluster()]
+    return list(dict.fromkeys(urls))
+
+
+def _look(client: Nodes, url: str) -> tuple[str, dict[str, Any] | None]:
+    """(node id, what it says about itself); ("", None) when nobody answers there."""
+    try:
+        answer = client.ask_one(url, "/v1/cluster")
+        if answer is None:
+            return "", None
+        node_id = str(answer.json()["node_id"])
+        found: dict[str, Any] = {"url": url, "groups": [], "problem": ""}
+        try:
+            client.ask_one(url, "/readyz")
+        except Problem as problem:
+            found["problem"] = str(problem)
+            return node_id, found
+        groups = client.ask_one(url, "/v1/raft/status")
+        found["groups"] = groups.json()["groups"] if groups is not None else []
+    except (CliError, KeyError, TypeError):
+        return "", None
+    return node_id, found
+
+
+def _merge(node: dict[str, Any], seen: dict[str, Any] | None) -> dict[str, Any]:
+    """A node as listed, with what it said itself if it could be asked."""
+    view = {"id": node["id"], "role": node["role"], "url": node["url"], "term": None}
+    if seen is None:
+        up = bool(node.get("up"))
+        reason = node.get("reason") or "does not answer"
+        return {**view, "state": "linked" if up else "down", "problem": "" if up else str(reason)}
+    view["url"] = seen["url"]
+    groups = seen["groups"]
+    state = "ready"
+    if node["role"] == "lock":
+        locks = next((g for g in groups if g["group_id"] == LOCK_GROUP), None)
+        if locks is not None:
+            state, view["term"] = str(locks["role"]), locks["term"]
+    elif node["role"] == "queue":
+        carried = [g for g in groups if g["group_id"] >= FIRST_PARTITION_GROUP]
+        leads = sum(1 for g in carried if g["role"] == "leader")
+        state = f"leads {leads} of {len(carried)} partitions"
+    return {**view, "state": state, "problem": seen["problem"]}
+
+
+def ring(args: argparse.Namespace) -> int:
+    return _table_of(args, "/v1/ring", "the ring is not placed yet")
+
+
+def partitions(args: argparse.Namespace) -> int:
+    return _table_of(args, "/v1/partitions", "no partitions placed yet")
+
+
+def _table_of(args: argparse.Namespace, path: str, empty: str) -> int:
+    """A document with one list of entries: its other members first, then the list as a table."""
+    document = nodes(args).ask("queue", "GET", path).json()
+    output = Output(args.json)
+    entries: list[dict[str, Any]] = []
+    for name, value in document.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            entries = value
+        elif not args.json and not isinstance(value, (list, dict)):
+            output.show(None, f"{name}: {value}")
+    names = list(dict.fromkeys(key for entry in entries for key in entry))
+    rows = [[entry.get(name) for name in names] for entry in entries]
+    output.table(document, names, rows, empty)
+    return 0

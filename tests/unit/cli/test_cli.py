@@ -1,0 +1,339 @@
+"""The `dss` command against a stand-in node: paths, bodies, exit codes, what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from dss.cli.main import main
+from dss.cli.output import duration
+
+Reply = tuple[int, Any]
+
+
+class Node(ThreadingHTTPServer):
+    """Answers from a table of (method, path pattern) -> (status, body) and remembers requests."""
+
+    def __init__(self, replies: dict[str, Reply | Callable[[Any], Reply]]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.replies = replies
+        self.requests: list[tuple[str, Any]] = []
+        self.daemon_threads = True
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Node
+
+    def _answer(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        raw = self.rfile.read(size)
+        is_json = self.headers.get("Content-Type") == "application/json"
+        body = json.loads(raw) if raw and is_json else raw or None
+        line = f"{self.command} {self.path}"
+        self.server.requests.append((line, body))
+        for pattern, reply in self.server.replies.items():
+            if re.fullmatch(pattern, line):
+                status, result = reply(body) if callable(reply) else reply
+                break
+        else:
+            status, result = 421, {"code": "wrong_role", "detail": "not mine"}
+        data = result if isinstance(result, bytes) else json.dumps(result).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", '"7"')
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _answer
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Node]]:
+    nodes: list[Node] = []
+
+    def start(replies: dict[str, Any]) -> Node:
+        nodes.append(Node(replies))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.shutdown()
+        node.server_close()
+
+
+LOCKS: dict[str, Any] = {
+    "POST /v1/sessions": (201, {"session": "s1", "ttl_ms": 1000}),
+    "POST /v1/sessions/s1/keepalive": (200, {"session": "s1", "ttl_ms": 1000}),
+    "DELETE /v1/sessions/s1": (204, b""),
+    "POST /v1/locks/a%2Fb/acquire": (
+        200,
+        {"token": 7, "mode": "exclusive", "expires_in_ms": 1000},
+    ),
+}
+
+
+def dss(node: Node, *arguments: str) -> int:
+    words = list(arguments)
+    cut = words.index("--") if "--" in words else len(words)
+    return main([*words[:cut], "--endpoints", node.url, *words[cut:]])
+
+
+def test_acquire__makes_a_session_and_encodes_the_name(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = serve(LOCKS)
+    assert dss(node, "lock", "acquire", "a/b", "--json", "--wait", "2", "--ttl", "1") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "name": "a/b", "session": "s1", "token": 7, "mode": "exclusive", "expires_in_ms": 1000,
+    }  # fmt: skip
+    (_, opened), (_, acquired) = node.requests
+    assert opened == {"ttl_ms": 1000}
+    assert acquired["session"] == "s1"
+    assert 1900 <= acquired["wait_ms"] <= 2000
+
+
+def test_lock_busy__exit_75_and_the_session_is_ended(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = (409, {"code": "lock_timeout", "detail": 'lock "a/b": not granted within 0 s'})
+    node = serve({**LOCKS, "POST /v1/locks/a%2Fb/acquire": busy})
+    assert dss(node, "lock", "acquire", "a/b") == 75
+    assert capsys.readouterr().err == 'lock "a/b": not granted within 0 s\n'
+    assert node.requests[-1][0] == "DELETE /v1/sessions/s1"
+
+
+def test_other_roles_node__the_next_endpoint_is_asked(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, right = serve({}), serve({"GET /v1/ring": (200, {"epoch": 3, "nodes": []})})
+    both = f"http://127.0.0.1:1,{other.url},{right.url}"
+    assert main(["ring", "--endpoints", both, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epoch"] == 3
+
+
+def test_only_a_lock_node_known__the_cluster_list_names_the_queue_node(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = serve({"GET /v1/queues/jobs/stats": (200, {"ready": 4})})
+    listed = {"nodes": [{"id": "queue-1", "role": "queue", "url": queue.url}]}
+    lock = serve({"GET /v1/cluster": (200, listed)})
+    assert dss(lock, "queue", "stats", "jobs", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"ready": 4}
+
+
+def test_nobody_there__exit_69_with_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lock", "ls", "--endpoints", "http://127.0.0.1:1"]) == 69
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "connection refused" in error
+    assert "dss up" in error
+
+
+def test_no_quorum__exit_75(serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]) -> None:
+    answer = (503, {"code": "no_quorum", "detail": "no leader", "retry_after_ms": 300})
+    assert dss(serve({"GET /v1/locks.*": answer}), "lock", "ls", "--json") == 75
+    assert json.loads(capsys.readouterr().err) == {"code": "no_quorum", "message": "no leader"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lock"],
+        ["lock", "acquire"],
+        ["up", "--lock", "0"],
+        ["up", "--base-port", "99999"],
+        ["lock", "run", "x", "--ttl", "soon"],
+        ["lock", "run", "x"],
+        ["ring", "--endpoints", "localhost:8001"],
+    ],
+)
+def test_wrong_usage__exit_2_and_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code: object = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_run__token_in_the_environment_and_the_commands_exit_code(
+    serve: Callable[..., Node], capfd: pytest.CaptureFixture[str]
+) -> None:
+    node = serve(LOCKS)
+    code = dss(node, "lock", "run", "a/b", "--", "sh", "-c", "echo $DSS_LOCK_TOKEN; exit 5")
+    assert code == 5
+    assert capfd.readouterr().out == "7\n"
+    assert node.requests[-1][0] == "DELETE /v1/sessions/s1"
+
+
+def test_run__keeps_the_session_alive(serve: Callable[..., Node]) -> None:
+    node = serve(LOCKS)
+    assert dss(node, "lock", "run", "a/b", "--ttl", "0.3", "--", "sleep", "0.7") == 0
+    renewals = [line for line, _ in node.requests if line.endswith("/keepalive")]
+    assert len(renewals) >= 3
+
+
+def test_session_ends_under_run__command_stopped_exit_75(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = (404, {"code": "not_found", "detail": "session s1 has ended"})
+    node = serve({**LOCKS, "POST /v1/sessions/s1/keepalive": gone})
+    began = time.monotonic()
+    assert dss(node, "lock", "run", "a/b", "--ttl", "0.3", "--", "sleep", "30") == 75
+    assert time.monotonic() - began < 5
+    assert (
+        'lock "a/b" was lost (session s1 has ended): sleep was stopped' in capsys.readouterr().err
+    )
+
+
+def test_no_quorum_under_run__command_stopped_when_the_ttl_is_over(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = (503, {"code": "no_quorum", "detail": "no leader"})
+    node = serve({**LOCKS, "POST /v1/sessions/s1/keepalive": lost})
+    assert dss(node, "lock", "run", "a/b", "--ttl", "0.5", "--", "sleep", "30") == 75
+    assert "no lock node confirmed the session for 0.5 s" in capsys.readouterr().err
+
+
+def test_command_missing__exit_127_and_the_lock_is_given_back(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = serve(LOCKS)
+    assert dss(node, "lock", "run", "a/b", "--", "/no/such/command") == 127
+    assert "command not found" in capsys.readouterr().err
+    assert node.requests[-1][0] == "DELETE /v1/sessions/s1"
+
+
+def test_send_to_a_new_queue__makes_it_first(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[bool] = []
+
+    def create(_: Any) -> Reply:
+        made.append(True)
+        return 201, {"name": "jobs"}
+
+    def send(_: Any) -> Reply:
+        return (201, {"id": "0-1"}) if made else (404, {"code": "not_found", "detail": "no"})
+
+    node = serve({"PUT /v1/queues/jobs": create, "POST /v1/queues/jobs/messages": send})
+    assert dss(node, "queue", "send", "jobs", '{"id": 1}', "plain text", "--key", "k") == 0
+    assert capsys.readouterr().out == "sent 0-1\nsent 0-1\n"
+    assert node.requests[-2][1] == {"body": {"id": 1}, "key": "k"}
+    assert node.requests[-1][1] == {"body": "plain text", "key": "k"}
+
+
+def test_receive_and_ack__by_receipt(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = {"id": "0-1", "receipt": "r1", "body": {"id": 1}, "deliveries": 1, "token": 5}
+    node = serve(
+        {
+            "POST /v1/queues/jobs/receive": (200, {"messages": [message]}),
+            "POST /v1/queues/jobs/ack": (200, {"results": [{"ok": True}]}),
+        }
+    )
+    assert dss(node, "queue", "receive", "jobs", "--max", "5", "--ack") == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["id", "deliveries", "body", "receipt"]
+    assert row.split() == ["0-1", "1", '{"id":', "1}", "r1"]
+    assert node.requests[-1][1] == {"receipts": ["r1"]}
+
+
+def test_stale_receipt__exit_1_with_the_nodes_words(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = {"results": [{"ok": False, "code": "stale_receipt", "message": "receipt r1 is stale"}]}
+    node = serve({"POST /v1/queues/jobs/ack": (200, stale)})
+    assert dss(node, "queue", "ack", "jobs", "r1") == 1
+    assert "receipt r1 is stale" in capsys.readouterr().err
+
+
+def test_cache_put_and_get__raw_bytes_and_version(
+    serve: Callable[..., Node], capfd: pytest.CaptureFixture[str]
+) -> None:
+    node = serve({r"PUT /v1/cache/k\?ttl_ms=1500": (200, {}), "GET /v1/cache/k": (200, b"42")})
+    assert dss(node, "cache", "put", "k", "42", "--ttl", "1.5") == 0
+    assert node.requests[0][1] == b"42"
+    assert dss(node, "cache", "get", "k") == 0
+    assert capfd.readouterr().out == '"k" written, version 7\n42'
+
+
+def test_not_found__exit_1(serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]) -> None:
+    node = serve({"GET /v1/cache/k": (404, {"code": "not_found", "detail": 'no key "k"'})})
+    assert dss(node, "cache", "get", "k") == 1
+    assert capsys.readouterr().err == 'no key "k"\n'
+
+
+def test_status__says_what_is_wrong_first(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies: dict[str, Any] = {
+        "GET /readyz": (200, {"ready": True}),
+        "GET /v1/raft/status": (
+            200,
+            {"node_id": "lock-1", "groups": [{"group_id": 1, "role": "leader", "term": 4}]},
+        ),
+    }
+    node = serve(replies)
+    down = {"id": "lock-2", "role": "lock", "url": "http://127.0.0.1:1", "up": False,
+            "reason": "connection refused"}  # fmt: skip
+    me = {"id": "lock-1", "role": "lock", "url": node.url, "up": True}
+    replies["GET /v1/cluster"] = (200, {"node_id": "lock-1", "nodes": [me, down]})
+    assert dss(node, "status") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "lock-2: connection refused"
+    assert lines[1] == "leader lock-1, term 4"
+    assert lines[3].split() == ["lock-1", "lock", node.url, "leader"]
+
+
+def test_config_check__every_problem_and_exit_78(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAFT_PEERS", "[{")
+    assert main(["config", "check"]) == 78
+    error = capsys.readouterr().err
+    assert "RAFT_PEERS line 1, column" in error
+    assert "NODE_ID is not set" in error
+
+
+def test_env_file_missing__one_line_exit_78(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", "--env-file", "/no/such/.env"]) == 78
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_dss_node__loads_neither_tables_nor_the_http_client() -> None:
+    """What every node process would pay for, eight times."""
+    code = (
+        "import sys; sys.argv = ['dss', 'node']; import dss.cli.main, dss.cli.processes; "
+        "print([m for m in ('rich', 'urllib.request', 'locust') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_duration__in_words_for_people() -> None:
+    shown = [duration(ms) for ms in (None, 350, 2500, 12_000, 240_000, 7_200_000)]
+    assert shown == ["-", "350 ms", "2.5 s", "12 s", "4 min", "2 h"]
