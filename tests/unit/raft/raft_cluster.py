@@ -293,7 +293,7 @@ class Cluster:
         for _ in range(ms // 10):
             self.run(10)
             node = self.leader()
-            if node is not None and node.raft.commit_index >= node.raft._noop_index:
+            if node is not None and node.raft.commit_index >= node.raft._leading.noop_index:
                 return node
         raise AssertionError({n.name: list(n.raft.story) for n in self.nodes.values()})
 

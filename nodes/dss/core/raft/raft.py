@@ -8,8 +8,8 @@ The embedder's contract stands in effects.py. Three rules on top of it:
 * `SnapshotInstalled(index)` means the machine now stands at `index`, even if it had been
   further: entries after it that are held here are handed out again.
 
-What must not live here: I/O, clocks, threads; the log's storage (log.py), a follower's window
-(progress.py), read rounds (reads.py).
+What must not live here: I/O, clocks, threads; the leader's half (leadership.py), the log
+(log.py), a follower's window (progress.py), read rounds (reads.py).
 Source: Raft thesis (Ongaro 2014) §3, §4.2, §6.4, §9.6, §10.2; etcd-io/raft for the corner cases.
 """
 
@@ -24,10 +24,9 @@ import msgspec
 from dss.base.limits import STORY_LINES_MAX
 from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
+from dss.core.raft.leadership import Leadership
 from dss.core.raft.log import RaftLog, SnapshotMeta
 from dss.core.raft.messages import Configuration, Entry
-from dss.core.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
-from dss.core.raft.reads import ReadRounds
 from dss.core.raft.settings import RaftSettings, RandomSource
 
 FOLLOWER: Final = "follower"
@@ -81,10 +80,10 @@ class Raft:
         self.story: deque[str] = deque(maxlen=STORY_LINES_MAX)
         self.counters = {"started": 0, "won": 0, "lost": 0, "split": 0, "pre_votes": 0}
         self._rng = rng
-        self._now = now_ms
+        self.now_ms = now_ms
         self._out: list[fx.Effect] = []
         self._handed_index = self.commit_index  # up to here Apply has been emitted
-        self._unwritten: list[Entry] = []  # appended in this step: one Append at its end
+        self.unwritten: list[Entry] = []  # appended in this step: one Append at its end
         self._ack_index = -1  # follower: durable match to acknowledge at the step's end
         self._state_saved = False  # SaveState in this step
         self._tick_due = False
@@ -94,21 +93,13 @@ class Raft:
         self._timeout_ms = 0
         self._election_ms = 0
         self._votes: dict[str, bool] = {}
-        # leader
-        self._peers: dict[str, Progress] = {}
-        self._reads = ReadRounds()
-        self._heartbeat_due_ms = 0
-        self._commit_dirty = self._send_dirty = False
-        self._noop_index = 0
-        self._log_ms_base = 0
-        self._log_clock_ms: int | None = None  # when the own no-op was applied
-        self._transfer_target: str | None = None
-        self._transfer_until_ms = 0
+        self._leading: Leadership | None = None
         # members
         self.configuration = configuration
         self._configurations: list[tuple[int, Configuration]] = [(0, configuration)]
-        self._voters: dict[str, None] = {}
-        self._members: dict[str, None] = {}
+        self.voters: dict[str, None] = {}
+        self.quorum = 1
+        self.members: dict[str, None] = {}
         self._note_configurations(entries)
         self._use_configuration(self._configurations[-1][1])
         self._out.clear()
@@ -135,11 +126,11 @@ class Raft:
             msg.VoteRequest: self._on_vote_request,
             msg.VoteResponse: self._on_vote_response,
             msg.AppendRequest: self._on_append_request,
-            msg.AppendResponse: self._on_append_response,
+            msg.AppendResponse: self._on_answer,
             msg.Heartbeat: self._on_heartbeat,
-            msg.HeartbeatResponse: self._on_heartbeat_response,
+            msg.HeartbeatResponse: self._on_answer,
             msg.SnapshotChunk: self._on_snapshot_chunk,
-            msg.SnapshotResponse: self._on_snapshot_response,
+            msg.SnapshotResponse: self._on_answer,
             msg.TimeoutNow: self._on_timeout_now,
         }
 
@@ -152,29 +143,18 @@ class Raft:
     @property
     def next_deadline_ms(self) -> int:
         """When a Tick is wanted next: heartbeat or election; NEVER_MS for a learner."""
-        if self.role == LEADER:
-            return self._heartbeat_due_ms
+        if self._leading is not None:
+            return self._leading.heartbeat_due_ms
         return self._election_ms if self.role != LEARNER else NEVER_MS
 
     def log_ms(self, now_ms: int) -> int:
         """Log time: what a leader would stamp now; elsewhere that of the last applied entry."""
-        if self.role != LEADER:
-            return self.log.log_ms_at(self.applied_index)
-        if self._log_clock_ms is None:
-            return self._log_ms_base
-        return max(self._log_ms_base + now_ms - self._log_clock_ms, self.log.last_log_ms)
+        if self._leading is not None:
+            return self._leading.log_ms(now_ms)
+        return self.log.log_ms_at(self.applied_index)
 
     def status(self) -> dict[str, Any]:
         """JSON-able; the `groups` item of GET /v1/raft/status."""
-        peers = {
-            peer: {
-                "match": progress.match,
-                "next": progress.next,
-                "state": progress.state,
-                "last_contact_ms": self._now - progress.contact_ms,
-            }
-            for peer, progress in self._peers.items()
-        }
         return {
             "group_id": self.group,
             "term": self.term,
@@ -186,8 +166,8 @@ class Raft:
             "last_index": self.log.last_index,
             "last_log_term": self.log.last_term,
             "snapshot_index": self.log.snapshot.index if self.log.snapshot else 0,
-            "voters": list(self._voters),
-            "peers": peers,
+            "voters": list(self.voters),
+            "peers": self._leading.peers_status() if self._leading is not None else {},
             "elections": dict(self.counters),
         }
 
@@ -206,18 +186,14 @@ class Raft:
         assert log.base_index <= self.applied_index, "compacted what was not applied"
         assert self.synced_index <= log.last_index
         assert log.last_term <= self.term
-        assert not self._unwritten
+        assert not self.unwritten
         assert (self.role == LEADER) == (self.leader == self.node_id)
         if self.role in (CANDIDATE, LEADER):
             assert self.voted_for == self.node_id
-            assert self.node_id in self._voters
-        if self.role != LEADER:
-            assert not self._peers
-            assert not self._reads.waiting
-            assert not self._reads.rounds
-        for progress in self._peers.values():
-            progress.check_invariants()
-            assert progress.next <= log.last_index + 1
+            assert self.node_id in self.voters
+        assert (self._leading is not None) == (self.role == LEADER)
+        if self._leading is not None:
+            self._leading.check_invariants()
 
     # --- step ------------------------------------------------------------------------------
 
@@ -225,7 +201,7 @@ class Raft:
         """Take in a batch of events; what must be done about them, in order."""
         out: list[fx.Effect] = []
         self._out = out
-        self._now = now_ms
+        self.now_ms = now_ms
         self._state_saved = self._holds_apply = False
         handlers = self._event_handlers
         for event in events:
@@ -233,20 +209,17 @@ class Raft:
         if self._tick_due:
             self._tick_due = False
             self._fire_due()
-        if self.role == LEADER:
-            if self._commit_dirty:
-                self._advance_commit()
-            if self._reads.waiting and self.commit_index >= self._noop_index:
-                self._begin_read_round()
-        unwritten = self._unwritten
+        leading = self._leading
+        if leading is not None:
+            leading.finish()
+        unwritten = self.unwritten
         written: tuple[Entry, ...] = ()
         if unwritten:
             written = tuple(unwritten)
             unwritten.clear()
             out.append(fx.Append(written))
-        if self._send_dirty:
-            self._send_dirty = False
-            self._replicate_all(written)
+        if leading is not None:
+            leading.replicate(written)
         if self._ack_index >= 0:
             self._send_ack()
         if self.commit_index > self._handed_index:
@@ -259,7 +232,14 @@ class Raft:
             self._out.append(fx.Apply(self.log.slice(self._handed_index + 1, last)))
             self._handed_index = last
 
-    def _send(self, peer: str, message: msg.RaftMessage) -> None:
+    def emit(self, effect: fx.Effect) -> None:
+        self._out.append(effect)
+
+    def note(self, line: str) -> None:
+        """One line of the story."""
+        self.story.append(f"{self.now_ms} {line}")
+
+    def send(self, peer: str, message: msg.RaftMessage) -> None:
         """Send beside the fsync, unless our term itself is only being written in this step."""
         if self._state_saved:
             self._out.append(fx.SendAfterSync(peer, message))
@@ -281,12 +261,12 @@ class Raft:
             self._save_state()
         if self.role == LEADER and role != LEADER:
             self._lay_down_leadership(leader)
-        if role == FOLLOWER and self.node_id not in self._voters:
+        if role == FOLLOWER and self.node_id not in self.voters:
             role = LEARNER
         self.role = role
         self.leader = leader
         if (role, self.term, leader) != before:
-            self.story.append(f"{self._now} {role} term {self.term} leader {leader}: {reason}")
+            self.story.append(f"{self.now_ms} {role} term {self.term} leader {leader}: {reason}")
             self._out.append(fx.RoleChanged(role, self.term, leader, reason))
 
     def _save_state(self) -> None:
@@ -303,33 +283,28 @@ class Raft:
         self._redraw_timeout()
 
     def _lay_down_leadership(self, leader: str | None) -> None:
-        for ref in self._reads.drain():
+        assert self._leading is not None
+        for ref in self._leading.reads.drain():
             self._out.append(fx.ReadFailed(ref, leader))
-        self._peers = {}
-        self._transfer_target = None
-        self._log_clock_ms = None
-        self._commit_dirty = self._send_dirty = False
+        self._leading = None
 
     def _redraw_timeout(self) -> None:
         """A fresh random election timeout, from now; a lone voter need not wait for anyone."""
         settings = self.settings
-        if len(self._voters) == 1 and self.node_id in self._voters:
+        if len(self.voters) == 1 and self.node_id in self.voters:
             self._timeout_ms = 0
         else:
             self._timeout_ms = self._rng.randrange(
                 settings.election_min_ms, settings.election_max_ms + 1
             )
-        self._election_ms = self._now + self._timeout_ms
+        self._election_ms = self.now_ms + self._timeout_ms
 
     def _hears_leader(self) -> bool:
         """Whether a live leader is known: then nobody gets a vote (§4.2.3, §9.6)."""
         if self.role == LEADER:
             return True
-        silence_ms = self._now - self._leader_contact_ms
+        silence_ms = self.now_ms - self._leader_contact_ms
         return self.leader is not None and silence_ms < self.settings.election_min_ms
-
-    def _quorum(self) -> int:
-        return len(self._voters) // 2 + 1
 
     # --- members ---------------------------------------------------------------------------
 
@@ -343,22 +318,14 @@ class Raft:
 
     def _use_configuration(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        self._voters = {member.node_id: None for member in configuration.voters}
-        self._members = dict(self._voters)
-        self._members.update({member.node_id: None for member in configuration.learners})
+        self.voters = {member.node_id: None for member in configuration.voters}
+        self.quorum = len(self.voters) // 2 + 1
+        self.members = dict(self.voters)
+        self.members.update({member.node_id: None for member in configuration.learners})
         if self.role in (FOLLOWER, LEARNER):
             self._turn(FOLLOWER, self.leader, "membership changed")
-        elif self.role == LEADER:
-            self._match_peers()
-
-    def _match_peers(self) -> None:
-        """One Progress per other member; those that stay keep theirs."""
-        old = self._peers
-        self._peers = {
-            peer: old.get(peer) or Progress(peer, self.log.last_index + 1, self._now)
-            for peer in self._members
-            if peer != self.node_id
-        }
+        elif self._leading is not None:
+            self._leading.match_members()
 
     # --- elections -------------------------------------------------------------------------
 
@@ -366,10 +333,10 @@ class Raft:
         self._tick_due = True
 
     def _fire_due(self) -> None:
-        now = self._now
-        if self.role == LEADER:
-            if now >= self._heartbeat_due_ms:
-                self._leader_tick()
+        now = self.now_ms
+        if self._leading is not None:
+            if now >= self._leading.heartbeat_due_ms and not self._leading.on_tick():
+                self._become_follower(self.term, None, "lost contact with a quorum")
         elif self.role != LEARNER and now >= self._election_ms:
             if self.role == CANDIDATE:
                 self.counters["split"] += 1
@@ -394,8 +361,8 @@ class Raft:
             pre,
             transfer,
         )
-        send = self._send if pre else self._send_synced
-        for voter in self._voters:
+        send = self.send if pre else self._send_synced
+        for voter in self.voters:
             if voter != self.node_id:
                 send(voter, request)
         self._count_vote(self.node_id, True)
@@ -404,28 +371,20 @@ class Raft:
         votes = self._votes
         votes.setdefault(voter, granted)
         given = sum(votes.values())
-        quorum = self._quorum()
+        quorum = self.quorum
         if given >= quorum:
             if self.role == PRE_CANDIDATE:
                 self._campaign(pre=False, reason="pre-vote won")
             else:
                 self._become_leader()
-        elif len(votes) - given > len(self._voters) - quorum:
+        elif len(votes) - given > len(self.voters) - quorum:
             self._become_follower(self.term, None, "election lost")
 
     def _become_leader(self) -> None:
         self.counters["won"] += 1
         self._votes = {}
-        self._peers = {}
-        self._reads = ReadRounds()
-        self._log_ms_base = self.log.last_log_ms
-        self._log_clock_ms = None
-        self._transfer_target = None
         self._turn(LEADER, self.node_id, "won the election")
-        self._match_peers()
-        self._noop_index = self.log.last_index + 1
-        self._append_own(msg.NOOP, b"", self._log_ms_base)
-        self._heartbeat_due_ms = self._now + self.settings.heartbeat_ms
+        self._leading = Leadership(self)
 
     def _is_up_to_date(self, request: msg.VoteRequest) -> bool:
         """§3.6.1: the candidate's log must be at least as good as ours."""
@@ -435,7 +394,7 @@ class Raft:
         return request.last_index >= self.log.last_index
 
     def _on_vote_request(self, peer: str, request: msg.VoteRequest) -> None:
-        if self.role == LEARNER or peer not in self._voters:
+        if self.role == LEARNER or peer not in self.voters:
             return
         if request.pre:
             granted = (
@@ -444,7 +403,7 @@ class Raft:
                 and self._is_up_to_date(request)
             )
             term = request.term if granted else self.term
-            self._send(peer, msg.VoteResponse(self.group, term, granted, True))
+            self.send(peer, msg.VoteResponse(self.group, term, granted, True))
             return
         free = self.voted_for is None and self.leader is None
         granted = (free or self.voted_for == peer) and self._is_up_to_date(request)
@@ -454,11 +413,11 @@ class Raft:
                 self._save_state()
             if self.role == PRE_CANDIDATE:
                 self._become_follower(self.term, None, f"voted for {peer}")
-            self._election_ms = self._now + self._timeout_ms
+            self._election_ms = self.now_ms + self._timeout_ms
         self._send_synced(peer, msg.VoteResponse(self.group, self.term, granted))
 
     def _on_vote_response(self, peer: str, response: msg.VoteResponse) -> None:
-        if peer not in self._voters:
+        if peer not in self.voters:
             return
         if response.pre:
             asked = response.term == self.term + 1 if response.granted else True
@@ -492,7 +451,7 @@ class Raft:
         if kind in (msg.AppendRequest, msg.Heartbeat, msg.SnapshotChunk, msg.TimeoutNow):
             self._become_follower(message.term, peer, f"{peer} leads a newer term")
             return True
-        if peer in self._members:
+        if peer in self.members:
             self._become_follower(message.term, None, f"{peer} is in a newer term")
         return False
 
@@ -500,18 +459,18 @@ class Raft:
         if request.pre or request.term < self.term:
             if request.term >= self.term:
                 return True
-            if peer in self._voters and self.role != LEARNER:
+            if peer in self.voters and self.role != LEARNER:
                 refusal = msg.VoteResponse(self.group, self.term, False, request.pre)
                 self._send_synced(peer, refusal)
             return False
-        if peer not in self._voters or (self._hears_leader() and not request.transfer):
+        if peer not in self.voters or (self._hears_leader() and not request.transfer):
             return False  # §4.2.3: a disruptive or removed server must not depose a live leader
         self._become_follower(request.term, None, f"{peer} campaigns in a newer term")
         return True
 
     def _refuse_old(self, peer: str, message: msg.RaftMessage) -> None:
         """Tell a deposed leader the newer term; old answers are dropped."""
-        if peer not in self._members:
+        if peer not in self.members:
             return
         if isinstance(message, msg.Heartbeat):
             self._send_synced(peer, msg.HeartbeatResponse(self.group, self.term))
@@ -529,8 +488,8 @@ class Raft:
         if self.leader != peer or self.role == PRE_CANDIDATE:
             assert self.leader is None, f"two leaders in term {self.term}: {self.leader} and {peer}"
             self._become_follower(self.term, peer, f"{peer} leads")
-        self._leader_contact_ms = self._now
-        self._election_ms = self._now + self._timeout_ms
+        self._leader_contact_ms = self.now_ms
+        self._election_ms = self.now_ms + self._timeout_ms
 
     def _on_append_request(self, peer: str, request: msg.AppendRequest) -> None:
         self._follow(peer)
@@ -567,7 +526,7 @@ class Raft:
 
     def _append_received(self, entries: Sequence[Entry]) -> None:
         self.log.extend(entries)
-        self._unwritten.extend(entries)
+        self.unwritten.extend(entries)
         if self._note_configurations(entries):
             self._use_configuration(self._configurations[-1][1])
 
@@ -576,7 +535,7 @@ class Raft:
         self.log.truncate_from(index)
         self.synced_index = min(self.synced_index, index - 1)
         self._ack_index = min(self._ack_index, index - 1)
-        unwritten = self._unwritten
+        unwritten = self.unwritten
         while unwritten and unwritten[-1].index >= index:
             unwritten.pop()
         if self._configurations[-1][0] >= index:
@@ -599,7 +558,7 @@ class Raft:
     def _on_heartbeat(self, peer: str, heartbeat: msg.Heartbeat) -> None:
         self._follow(peer)
         self._follow_commit(heartbeat.commit)
-        self._send(peer, msg.HeartbeatResponse(self.group, self.term, heartbeat.context))
+        self.send(peer, msg.HeartbeatResponse(self.group, self.term, heartbeat.context))
 
     def _on_snapshot_chunk(self, peer: str, chunk: msg.SnapshotChunk) -> None:
         self._follow(peer)
@@ -622,14 +581,14 @@ class Raft:
             assert index > self.commit_index, "installed an old snapshot of another history"
             log.reset(meta)
             self.synced_index = index
-            self._unwritten.clear()
+            self.unwritten.clear()
             self._ack_index = index
             self._configurations = [(index, event.configuration)]
             self._use_configuration(event.configuration)
         self.commit_index = max(self.commit_index, index)
         self.synced_index = max(self.synced_index, index)
         self.applied_index = self._handed_index = index
-        self.story.append(f"{self._now} installed the snapshot at {index}")
+        self.note(f"installed the snapshot at {index}")
         self._ack_index = max(self._ack_index, index)
 
     # --- local events ----------------------------------------------------------------------
@@ -637,15 +596,15 @@ class Raft:
     def _on_synced(self, event: fx.Synced) -> None:
         if event.index > self.synced_index and self.log.term_at(event.index) == event.term:
             self.synced_index = event.index
-            self._commit_dirty = True
+            if self._leading is not None:
+                self._leading.on_synced()
 
     def _on_applied(self, event: fx.Applied) -> None:
         if event.index > self.applied_index:
             assert event.index <= self._handed_index, f"applied {event.index}, never handed out"
             self.applied_index = event.index
-        leads = self.role == LEADER and self._log_clock_ms is None
-        if leads and self.applied_index >= self._noop_index:
-            self._log_clock_ms = self._now
+        if self._leading is not None:
+            self._leading.on_applied(self.applied_index)
 
     def _on_snapshot_taken(self, event: fx.SnapshotTaken) -> None:
         assert event.index <= self.applied_index, "snapshot of what is not applied"
@@ -654,273 +613,41 @@ class Raft:
             meta = SnapshotMeta(event.index, event.term, event.log_ms, event.size)
             self.log.compact(meta, self.settings.log_tail_entries)
 
-    # --- leader: proposals and reads -------------------------------------------------------
-
-    def _append_own(self, kind: int, payload: bytes, log_ms: int) -> int:
-        index = self.log.last_index + 1
-        entry = Entry(index, self.term, kind, log_ms, payload)
-        self.log.append(entry)
-        self._unwritten.append(entry)
-        self._send_dirty = True
-        return index
+    # --- for the leader's half -------------------------------------------------------------
 
     def _on_propose(self, event: fx.Propose) -> None:
-        if self.role != LEADER:
-            self._out.append(fx.Refused(event.ref, "not_leader", self.leader))
-        elif self._transfer_target is not None:
-            self._out.append(fx.Refused(event.ref, "transferring", self.leader))
-        elif (
-            self.log.bytes_between(self.commit_index, self.log.last_index)
-            > self.settings.max_uncommitted_bytes
-        ):
-            self._out.append(fx.Refused(event.ref, "overloaded", self.leader))
+        if self._leading is not None:
+            self._leading.on_propose(event)
         else:
-            index = self._append_own(msg.COMMAND, event.payload, self.log_ms(self._now))
-            self._out.append(fx.Proposed(event.ref, index))
+            self._out.append(fx.Refused(event.ref, "not_leader", self.leader))
 
     def _on_read(self, event: fx.Read) -> None:
-        full = self._reads.count >= self.settings.max_pending_reads
-        if self.role != LEADER or full:
+        if self._leading is not None:
+            self._leading.on_read(event)
+        else:
             self._out.append(fx.ReadFailed(event.ref, self.leader))
-        else:
-            self._reads.add(event.ref)
-
-    def _begin_read_round(self) -> None:
-        self._reads.begin(self.commit_index)
-        if self._quorum() == 1 and self.node_id in self._voters:
-            self._confirm_reads()
-        else:
-            self._broadcast_heartbeat()
-
-    def _confirm_reads(self) -> None:
-        """Answer the rounds that a quorum has confirmed, counting ourselves."""
-        context = self._quorum_value(
-            self._reads.context, {p.node_id: p.read_context for p in self._peers.values()}
-        )
-        for index, refs in self._reads.confirmed(context):
-            for ref in refs:
-                self._out.append(fx.ReadReady(ref, index))
-
-    def _quorum_value(self, own: int, others: dict[str, int]) -> int:
-        """The largest value that a quorum of voters has reached."""
-        reached = [others[v] if v != self.node_id else own for v in self._voters]
-        reached.sort(reverse=True)
-        return reached[self._quorum() - 1]
-
-    def _advance_commit(self) -> None:
-        """§3.6.2: count replicas only of this term's entries; ourselves only when synced."""
-        self._commit_dirty = False
-        index = self._quorum_value(
-            self.synced_index, {p.node_id: p.match for p in self._peers.values()}
-        )
-        if index > self.commit_index and self.log.term_at(index) == self.term:
-            self.commit_index = index
-
-    # --- leader: time ----------------------------------------------------------------------
-
-    def _leader_tick(self) -> None:
-        now = self._now
-        silent_since = self._quorum_value(
-            now, {p.node_id: p.contact_ms for p in self._peers.values()}
-        )
-        if now - silent_since > self.settings.election_max_ms:
-            self._become_follower(self.term, None, "lost contact with a quorum")
-            return
-        if self._transfer_target is not None and now >= self._transfer_until_ms:
-            self.story.append(f"{now} gave up handing over to {self._transfer_target}")
-            self._transfer_target = None
-        self._heartbeat_due_ms = now + self.settings.heartbeat_ms
-        self._broadcast_heartbeat()
-
-    def _broadcast_heartbeat(self) -> None:
-        context = self._reads.pending_context()
-        for progress in self._peers.values():
-            commit = min(progress.match, self.commit_index)
-            heartbeat = msg.Heartbeat(self.group, self.term, commit, context)
-            self._send(progress.node_id, heartbeat)
-
-    def _on_heartbeat_response(self, peer: str, response: msg.HeartbeatResponse) -> None:
-        progress = self._peers.get(peer)
-        if progress is None:
-            return
-        progress.contact_ms = self._now
-        if response.context > progress.read_context:
-            progress.read_context = response.context
-            self._confirm_reads()
-        if progress.state == SNAPSHOT:
-            if self._now - progress.snapshot_sent_ms >= self.settings.election_min_ms:
-                self._send_chunk(progress, progress.snapshot_offset)
-        elif progress.state == PROBE:
-            progress.waiting = False
-            self._send_dirty = True
-        elif progress.inflight:
-            # No acknowledgement between two heartbeats: slow disk, or requests were lost?
-            if progress.match == progress.stuck_at:
-                self._send_append(progress, progress.next - 1)
-            progress.stuck_at = progress.match
-        elif progress.match < self.log.last_index:
-            self._send_dirty = True
-
-    # --- leader: replication ---------------------------------------------------------------
-
-    def _replicate_all(self, written: tuple[Entry, ...]) -> None:
-        """Send each follower what it may get; equal requests are one object, encoded once."""
-        shared: dict[tuple[int, int], msg.AppendRequest] = {}
-        last_index = self.log.last_index
-        for progress in self._peers.values():
-            if progress.state == REPLICATE:
-                if progress.next <= last_index:
-                    self._pipeline(progress, shared, written)
-            elif progress.state == PROBE and not progress.waiting:
-                self._probe(progress, shared, written)
-
-    def _pipeline(
-        self,
-        progress: Progress,
-        shared: dict[tuple[int, int], msg.AppendRequest],
-        written: tuple[Entry, ...],
-    ) -> None:
-        settings, log = self.settings, self.log
-        if progress.next <= log.base_index:
-            self._begin_snapshot(progress)
-            return
-        while progress.next <= log.last_index and progress.has_room(
-            settings.max_inflight, settings.max_inflight_bytes
-        ):
-            first = progress.next
-            last = log.last_within(first, settings.max_append_bytes)
-            self._send(progress.node_id, self._request(first, last, shared, written))
-            progress.sent(last, log.bytes_between(first - 1, last))
-
-    def _probe(
-        self,
-        progress: Progress,
-        shared: dict[tuple[int, int], msg.AppendRequest],
-        written: tuple[Entry, ...],
-    ) -> None:
-        log, first = self.log, progress.next
-        if first <= log.base_index:
-            self._begin_snapshot(progress)
-            return
-        progress.waiting = True
-        last = first - 1
-        if first <= log.last_index:
-            last = log.last_within(first, self.settings.max_append_bytes)
-        self._send(progress.node_id, self._request(first, last, shared, written))
-
-    def _request(
-        self,
-        first: int,
-        last: int,
-        shared: dict[tuple[int, int], msg.AppendRequest],
-        written: tuple[Entry, ...],
-    ) -> msg.AppendRequest:
-        request = shared.get((first, last))
-        if request is None:
-            if written and first == written[0].index and last == written[-1].index:
-                entries = written
-            else:
-                entries = self.log.slice(first, last) if first <= last else ()
-            prev_term = self.log.term_at(first - 1)
-            assert prev_term is not None
-            request = shared[first, last] = msg.AppendRequest(
-                self.group, self.term, first - 1, prev_term, self.commit_index, entries
-            )
-        return request
-
-    def _send_append(self, progress: Progress, prev: int) -> None:
-        """An empty request: asks whether the log up to `prev` has arrived."""
-        self._send(progress.node_id, self._request(prev + 1, prev, {}, ()))
-
-    def _on_append_response(self, peer: str, response: msg.AppendResponse) -> None:
-        progress = self._peers.get(peer)
-        if progress is None:
-            return
-        progress.contact_ms = self._now
-        if not response.ok:
-            if not progress.is_stale_rejection(response.index) and progress.state != SNAPSHOT:
-                hint = min(response.hint_index, response.index - 1)
-                agree = self.log.last_with_term_at_most(hint, response.hint_term)
-                progress.become_probe(agree + 1)
-                self._send_dirty = True
-            return
-        if response.index > self.log.last_index:
-            return  # impossible for a peer that keeps the rules: never count it
-        news = progress.acknowledged(response.index)
-        if news:
-            self._commit_dirty = True
-        if progress.state == PROBE:
-            if response.index == progress.match:
-                progress.become_replicate()
-        elif progress.state == SNAPSHOT and progress.match >= self.log.base_index:
-            progress.become_replicate()
-        self._send_dirty = True
-        if peer == self._transfer_target and progress.match == self.log.last_index:
-            self._send(peer, msg.TimeoutNow(self.group, self.term))
-
-    # --- leader: snapshots -----------------------------------------------------------------
-
-    def _begin_snapshot(self, progress: Progress) -> None:
-        snapshot = self.log.snapshot
-        assert snapshot is not None, "a compacted log has a snapshot"
-        progress.become_snapshot(snapshot.index, self._now)
-        self._send_chunk(progress, 0)
-
-    def _send_chunk(self, progress: Progress, offset: int) -> None:
-        """The chunk at `offset`; from the start when a newer snapshot has replaced it."""
-        snapshot = self.log.snapshot
-        assert snapshot is not None
-        if snapshot.index != progress.snapshot_index:
-            progress.become_snapshot(snapshot.index, self._now)
-            offset = 0
-        progress.snapshot_sent(offset, self._now)
-        self._out.append(
-            fx.SendSnapshot(progress.node_id, self.term, progress.snapshot_index, offset)
-        )
-
-    def _on_snapshot_response(self, peer: str, response: msg.SnapshotResponse) -> None:
-        progress = self._peers.get(peer)
-        if progress is None:
-            return
-        progress.contact_ms = self._now
-        snapshot = self.log.snapshot
-        if (
-            progress.state == SNAPSHOT
-            and snapshot is not None
-            and response.index == progress.snapshot_index
-            and response.offset != progress.snapshot_offset
-            and 0 <= response.offset < snapshot.size
-        ):
-            self._send_chunk(progress, response.offset)
-
-    # --- leader: transfer and links --------------------------------------------------------
 
     def _on_transfer(self, event: fx.Transfer) -> None:
-        if self.role != LEADER or self._transfer_target is not None:
+        if self._leading is not None:
+            self._leading.on_transfer(event)
+
+    def _on_answer(self, peer: str, message: Any) -> None:
+        leading = self._leading
+        if leading is None:
             return
-        voters = [p for p in self._peers.values() if p.node_id in self._voters]
-        if event.target is not None:
-            voters = [p for p in voters if p.node_id == event.target]
-        if not voters:
-            return
-        target = max(voters, key=lambda p: (p.match, p.contact_ms))
-        self._transfer_target = target.node_id
-        self._transfer_until_ms = self._now + self.settings.election_max_ms
-        self.story.append(f"{self._now} hands over to {target.node_id}")
-        if target.match == self.log.last_index:
-            self._send(target.node_id, msg.TimeoutNow(self.group, self.term))
+        if isinstance(message, msg.AppendResponse):
+            leading.on_append_response(peer, message)
+        elif isinstance(message, msg.HeartbeatResponse):
+            leading.on_heartbeat_response(peer, message)
         else:
-            self._send_dirty = True
+            leading.on_snapshot_response(peer, message)
 
     def _on_link_changed(self, event: fx.LinkChanged) -> None:
-        progress = self._peers.get(event.peer)
-        if progress is None:
-            return
-        if progress.state == SNAPSHOT:
-            progress.snapshot_sent_ms = -NEVER_MS
-        elif not event.up:
-            progress.become_probe(progress.match + 1)
-            progress.waiting = True  # nothing can arrive: until it answers a heartbeat
-        else:
-            progress.waiting = False
-            self._send_dirty = True
+        """Fail-over begins early when the leader's process breaks its link (EOF, RST)."""
+        if self._leading is not None:
+            self._leading.on_link_changed(event)
+        elif not event.up and event.peer == self.leader and self.role == FOLLOWER:
+            settings = self.settings
+            self._leader_contact_ms = -NEVER_MS  # our own vote is no longer sticky to it
+            wait_ms = self._rng.randrange(settings.link_lost_min_ms, settings.link_lost_max_ms + 1)
+            self._election_ms = min(self._election_ms, self.now_ms + wait_ms)

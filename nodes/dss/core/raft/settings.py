@@ -22,6 +22,8 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     election_min_ms: int = 300
     election_max_ms: int = 900
     pre_vote: bool = True
+    link_lost_min_ms: int = 20
+    link_lost_max_ms: int = 100
     max_inflight: int = limits.INFLIGHT_APPENDS_MAX
     max_inflight_bytes: int = limits.INFLIGHT_BYTES_MAX
     max_append_bytes: int = limits.APPEND_BYTES_MAX
