@@ -87,7 +87,9 @@ def check_env_file(env: EnvFile) -> list[Problem]:
         Problem(env.name, fault.message, origin=f"{env.name} line {fault.line}")
         for fault in env.faults
     ]
-    settings = _Settings(env.values, (env.name, env.lines), ("cluster", "stack"))
+    # Compose hands no X_FILE on to the nodes, so here such a name is unknown like any other.
+    values = {name: value for name, value in env.values.items() if name in BY_NAME}
+    settings = _Settings(values, (env.name, env.lines), ("cluster", "stack"))
     settings.check_cluster()
     if "CLUSTER_SECRET" not in settings.failed and not settings.values["CLUSTER_SECRET"]:
         settings.add("CLUSTER_SECRET", "is not set: containers listen for other machines")
@@ -97,7 +99,7 @@ def check_env_file(env: EnvFile) -> list[Problem]:
 def _typos(env: EnvFile) -> Iterator[Problem]:
     known = [variable.name for variable in VARIABLES]
     for name, line in env.lines.items():
-        if name in known or name.removesuffix("_FILE") in known:
+        if name in known:
             continue
         near = get_close_matches(name.upper(), known, n=1, cutoff=0.8)
         if near:
@@ -141,7 +143,7 @@ class _Settings:
             return
         if not text:
             if variable.default is None:
-                given = variable.name in self.origins or variable.name in self.environ
+                given = variable.name in self.environ
                 state = "is empty" if given else "is not set"
                 self.add(variable.name, f"{state}: expected {variable.expected}")
                 return

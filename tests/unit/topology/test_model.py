@@ -47,7 +47,8 @@ BAD_MODELS = [
      "lock.electionTimeoutMs.min: expected more than twice heartbeatMs, 150, found 300"),
     (DSSCluster(lock=LockSpec(election_timeout_ms=ElectionTimeout(300, 400))),
      "lock.electionTimeoutMs.max: expected at least 1.5 times min, 300, found 400"),
-    (DSSCluster(cache=CacheSpec(capacity_mib=0)), "cache.capacityMiB: expected at least 1, found 0"),
+    (DSSCluster(cache=CacheSpec(capacity_mib=0)),
+     "cache.capacityMiB: expected at least 1, found 0"),
     (DSSCluster(cache=CacheSpec(lease_ms=1)), "cache.leaseMs: expected at least 100, found 1"),
 ]  # fmt: skip
 
