@@ -1,0 +1,90 @@
+# Everything a person types. CI (.ci/run) calls the same targets.
+# Needs nothing but make and Python 3.11 or newer; the rest is installed into .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up test lint generate sim bench e2e-compose e2e-kube clean
+
+help:
+	@echo "make up            start a cluster on this machine: 3 lock, 3 queue, 2 cache nodes"
+	@echo "                   (other counts: make up ARGS='--lock 5 --data-dir .dss-5')"
+	@echo "make test          all tests but the long simulation and the ones that need Docker"
+	@echo "make lint          ruff, mypy, layers, generated files up to date"
+	@echo "make generate      write the generated files (compose, .env.example, Prometheus)"
+	@echo "make sim           many simulated seeds       make bench   speed, beside etcd"
+	@echo "make e2e-compose   the Docker Compose stack, for real"
+	@echo "make clean         remove the cluster's data (.dss) and caches"
+
+# exec: Ctrl-C and SIGTERM reach dss up itself; it takes the terminal's foreground while it runs,
+# so that make does not report an interrupt of its own.
+up: $(VENV)/.installed
+	@exec $(BIN)/dss up $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not sim and not compose" $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m dss.topology.generate --check
+
+generate: $(VENV)/.installed
+	$(BIN)/python -m dss.topology.generate
+
+sim: $(VENV)/.installed-dev
+	$(BIN)/python -m dss.testing --seeds 50 --seconds 60 $(ARGS)
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m bench $(ARGS)
+
+e2e-compose: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m compose -s tests/compose $(ARGS)
+
+e2e-kube:
+	@echo "not built yet: issue 4 brings Kubernetes and this target" >&2; exit 1
+
+clean:
+	@pid=$$(cat .dss/up.lock 2>/dev/null); \
+	if [ -n "$$pid" ] && kill -0 "$$pid" 2>/dev/null; then \
+	  echo "a dss up (pid $$pid) runs on .dss: stop it first" >&2; exit 1; fi
+	rm -rf .dss build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find nodes operator tests bench loadtest -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- installation -------------------------------------------------------------------------------
+
+# The first Python that is new enough. Says what to do when there is none, or none with venv.
+define FIND_PYTHON
+py=; for candidate in $(PYTHON) python3.13 python3.12 python3.11; do \
+  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+  then py=$$candidate; break; fi; \
+done; \
+if [ -z "$$py" ]; then \
+  found=$$($(PYTHON) --version 2>/dev/null || echo none); \
+  echo "DSS needs Python 3.11 or newer; found: $$found. Install one, then: make up PYTHON=/path/to/python3" >&2; \
+  exit 1; fi; \
+if ! "$$py" -c 'import ensurepip, venv' 2>/dev/null; then \
+  echo "$$py cannot make virtual environments (no ensurepip). On Debian and Ubuntu: sudo apt install python3-venv" >&2; \
+  exit 1; fi
+endef
+
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(BIN)/python:
+	@$(FIND_PYTHON); "$$py" -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml requirements.txt | $(BIN)/python
+	@began=$$(date +%s); echo "installing into $(VENV) …"; \
+	$(PIP_INSTALL) -r requirements.txt && touch $@ && \
+	echo "✔ installed in $(VENV) ($$(($$(date +%s) - began)) s)"
+
+$(VENV)/.installed-dev: pyproject.toml requirements.txt | $(BIN)/python
+	@began=$$(date +%s); echo "installing into $(VENV), with the tools for tests …"; \
+	$(PIP_INSTALL) -e '.[dev]' && touch $@ $(VENV)/.installed && \
+	echo "✔ installed in $(VENV) ($$(($$(date +%s) - began)) s)"
