@@ -10,27 +10,13 @@ from dss.base.limits import (
     NAME_BYTES_MAX,
     NODES_PER_ROLE_MAX,
     PARTITIONS_MAX,
-    QUEUE_DELIVERIES_MAX,
-    QUEUE_LENGTH_MAX,
-    VISIBILITY_MS_DEFAULT,
-    VISIBILITY_MS_MAX,
 )
 from dss.core.machine import CommandCodec
+from dss.core.queueing.commands import QueueSettings
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_BYTES_MAX)]
 NodeName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Incarnation = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-
-
-class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a user may set of a queue. Times in ms."""
-
-    visibility_ms: Annotated[int, msgspec.Meta(ge=1, le=VISIBILITY_MS_MAX)] = VISIBILITY_MS_DEFAULT
-    """How long a received message stays hidden when the receive does not say."""
-    max_deliveries: Annotated[int, msgspec.Meta(ge=1, le=QUEUE_DELIVERIES_MAX)] = 20
-    """After so many deliveries without an ack the message goes to the dead letters."""
-    max_length: Annotated[int, msgspec.Meta(ge=1, le=QUEUE_LENGTH_MAX)] = QUEUE_LENGTH_MAX
-    """Messages kept, dead letters included: beyond, sends are refused with `queue_full`."""
 
 
 class Replica(msgspec.Struct, frozen=True, array_like=True):
