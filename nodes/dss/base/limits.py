@@ -177,3 +177,5 @@ INTERESTS_MAX: Final = 10_000
 """Long polls of one node, and queues that one other node waits for."""
 WATCHERS_MAX: Final = 256
 """Unanswered metadata watches of one lock node: one per node of the cluster is normal."""
+FORWARDED_READ_RETRY_MS: Final = 25
+"""Pause before a read asks again for a leader: a fraction of an election."""

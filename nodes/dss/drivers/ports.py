@@ -87,3 +87,18 @@ class Consensus(Protocol):
     def group_status(self) -> list[dict[str, Any]]:
         """The `groups` of `GET /v1/raft/status`."""
         ...
+
+
+class StreamSink(Sink, Protocol):
+    """A client's stream connection, whose unanswered requests are bounded (api/stream.py)."""
+
+    def take(self, request_ids: Sequence[int]) -> int:
+        """Announce the requests of one message, before any of them is answered.
+
+        Returns:
+            How many of them, from the first, may go on; the rest must be answered 429.
+
+        Raises:
+            Invalid: an id is 0, or still unanswered: the stream cannot go on.
+        """
+        ...

@@ -1,0 +1,329 @@
+"""The lock service of one node: streams and HTTP in, the lock group's commands and reads out.
+
+Writes go to consensus, which finds the leader. Reads happen on the leader after a ReadIndex
+round; another node asks it with the call `locks.read`. What must not live here: what a command
+does (core/locks), parsing of HTTP or WebSocket frames (api).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from dss.base.errors import DssError, Indeterminate, Invalid, NoQuorum, Overloaded, Unavailable
+from dss.base.ids import LOCK_GROUP
+from dss.base.limits import FORWARDED_READ_RETRY_MS, STREAM_IN_FLIGHT_MAX
+from dss.core.locks.commands import (
+    CLIENT_CODEC,
+    READ_OPS,
+    Acquire,
+    GetLock,
+    GetSession,
+    ListLocks,
+    Read,
+    Release,
+    SessionCreate,
+    SessionEnd,
+    SessionKeepalive,
+    Write,
+)
+from dss.core.locks.machine import LockMachine
+from dss.core.machine import Result, join_items, strip_array_header
+from dss.drivers.ports import Consensus, Sink, StreamSink
+from dss.observe.metrics import Registry
+from dss.transport.ports import Peer, Transport
+
+READ_METHOD: Final = "locks.read"
+
+_encode = msgspec.msgpack.Encoder().encode
+_results = msgspec.msgpack.Decoder(list[tuple[int, Any]])
+
+
+def new_session_id() -> str:
+    """128 random bits: made here, so that applying the command stays deterministic."""
+    return secrets.token_hex(16)
+
+
+class LockService:
+    """See the module.
+
+    Args:
+        read_timeout_ms: a read that finds no leader within this time is 503 `no_quorum`; about
+            one election timeout.
+    """
+
+    def __init__(
+        self, consensus: Consensus, transport: Transport, *, read_timeout_ms: int = 1_000
+    ) -> None:
+        self._consensus = consensus
+        self._transport = transport
+        self._read_timeout_ms = read_timeout_ms
+        self._tasks: dict[asyncio.Task[None], None] = {}
+
+    async def start(self) -> None:
+        """Answer other nodes' reads. The lock group itself is opened by the composition root."""
+        self._transport.on_call(READ_METHOD, self._on_read)
+
+    async def stop(self) -> None:
+        """Cancel reads under way; writes end with consensus."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def readiness(self) -> str | None:
+        """None: this node has the lock group and knows its leader."""
+        if self._machine() is None:
+            return "the lock group is not founded yet: it waits for all lock nodes to answer"
+        if self._consensus.leader_of(LOCK_GROUP) is None:
+            return "the lock group has no leader that this node knows"
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """Figures of this node's copy of the state, and what it applied since it started."""
+        machine = self._machine()
+        if machine is None:
+            return {"leader": None}
+        return {
+            "leader": self._consensus.leader_of(LOCK_GROUP),
+            "sessions": machine.sessions,
+            "locks": machine.locks,
+            "held": machine.held,
+            "waiting": machine.waiting,
+            "grants": machine.grants,
+            "releases": machine.releases,
+            "timeouts": machine.timeouts,
+            "expirations": machine.expirations,
+        }
+
+    def _machine(self) -> LockMachine | None:
+        try:
+            machine: LockMachine = self._consensus.machine(LOCK_GROUP)
+        except KeyError:
+            return None
+        return machine
+
+    # --- streams ------------------------------------------------------------------------
+
+    def submit_stream(self, sink: StreamSink, payload: bytes) -> None:
+        """One message of a stream: a msgpack array of `[request_id, op, args]`.
+
+        When all of it are writes, the client's own bytes become the log's.
+
+        Raises:
+            Invalid: not such a message, or ids that cannot be answered: the stream must end.
+        """
+        triples = CLIENT_CODEC.split(payload)
+        admitted = sink.take([triple[0] for triple in triples])
+        untouched = admitted == len(triples)
+        request_ids: list[int] = []
+        commands: list[Write] = []
+        reads: list[tuple[int, Read]] = []
+        decode = CLIENT_CODEC.decode_args
+        for request_id, op, args in triples if untouched else triples[:admitted]:
+            try:
+                command = decode(op, args)
+            except Invalid as error:
+                sink.answer(request_id, error.status, error.body())
+                untouched = False
+                continue
+            if op in READ_OPS:
+                reads.append((request_id, command))
+                untouched = False
+                continue
+            if type(command) is SessionCreate and command.session is None:
+                command = SessionCreate(command.ttl_ms, command.name, new_session_id())
+                untouched = False
+            request_ids.append(request_id)
+            commands.append(command)
+        if untouched:
+            _, items = strip_array_header(payload)
+        else:
+            _answer_overload(sink, triples[admitted:])
+            sink.flush()
+            encode = CLIENT_CODEC.encode_item
+            items = b"".join(map(encode, request_ids, commands))
+        if commands:
+            self._consensus.submit(LOCK_GROUP, request_ids, items, commands, sink)
+        if reads:
+            self._spawn(self._answer_reads(sink, reads))
+
+    async def _answer_reads(self, sink: Sink, reads: Sequence[tuple[int, Read]]) -> None:
+        """One ReadIndex round, or one call to the leader, for all reads of a message."""
+        results: Sequence[Result]
+        try:
+            results = await self._read([read for _, read in reads])
+        except DssError as error:
+            results = [(error.status, error.body())] * len(reads)
+        for (request_id, _), (status, body) in zip(reads, results, strict=True):
+            sink.answer(request_id, status, body)
+        sink.flush()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+
+    # --- single requests (HTTP) ---------------------------------------------------------
+
+    def create_session(self, ttl_ms: int, name: str = "") -> Awaitable[Result]:
+        """201 `{session, ttl_ms}`."""
+        return self._write(SessionCreate(ttl_ms, name, new_session_id()))
+
+    def keepalive(self, session: str) -> Awaitable[Result]:
+        """200 `{session, ttl_ms}`, or 409 `session_expired`."""
+        return self._write(SessionKeepalive(session))
+
+    def end_session(self, session: str) -> Awaitable[Result]:
+        """200, its locks released; or 409 `session_expired`."""
+        return self._write(SessionEnd(session))
+
+    def acquire(self, command: Acquire) -> Awaitable[Result]:
+        """200 `{token, mode, expires_in_ms}` within `wait_ms`, or 409."""
+        return self._write(command)
+
+    def release(self, command: Release) -> Awaitable[Result]:
+        """200, or 409 `not_holder`, `session_expired`."""
+        return self._write(command)
+
+    async def get(self, name: str) -> Result:
+        """200: holders and waiters of one lock (core/locks/views.py)."""
+        return (await self._read([_checked(GetLock(name))]))[0]
+
+    async def list(self, query: ListLocks) -> Result:
+        """200 `{items, next}`: held locks by name."""
+        return (await self._read([_checked(query)]))[0]
+
+    async def get_session(self, session: str) -> Result:
+        """200: the session and its locks; or 404."""
+        return (await self._read([_checked(GetSession(session))]))[0]
+
+    def _write(self, command: Write) -> Awaitable[Result]:
+        return self._consensus.call(LOCK_GROUP, _checked(command))
+
+    # --- reads --------------------------------------------------------------------------
+
+    async def _read(self, reads: Sequence[Read]) -> Sequence[Result]:
+        """Linearizable; tried again while the leader changes. Raises DssError."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._read_timeout_ms / 1_000
+        while True:
+            try:
+                return await self._read_once(reads, deadline - loop.time())
+            except (NoQuorum, Unavailable, Indeterminate) as error:
+                # Reading twice harms nobody, so an unknown outcome is no obstacle.
+                if loop.time() + FORWARDED_READ_RETRY_MS / 1_000 >= deadline:
+                    if isinstance(error, NoQuorum):
+                        raise
+                    raise self._no_quorum() from error
+                await asyncio.sleep(FORWARDED_READ_RETRY_MS / 1_000)
+
+    async def _read_once(self, reads: Sequence[Read], left_s: float) -> Sequence[Result]:
+        if self._consensus.is_leader(LOCK_GROUP):
+            await self._consensus.read(LOCK_GROUP)
+            return self._look(reads)
+        leader = self._consensus.leader_of(LOCK_GROUP)
+        if leader is None:
+            raise self._no_quorum()
+        body = join_items(len(reads), [CLIENT_CODEC.encode_item(0, read) for read in reads])
+        timeout_ms = max(1, int(left_s * 1_000))
+        try:
+            answer = await self._transport.call(leader, READ_METHOD, body, timeout_ms)
+        except DssError as error:
+            # A RemoteError with this code: the node asked does not lead any longer.
+            if error.code == NoQuorum.code:
+                raise self._no_quorum() from error
+            raise
+        return _results.decode(answer)
+
+    def _look(self, reads: Sequence[Read]) -> list[Result]:
+        machine: LockMachine = self._consensus.machine(LOCK_GROUP)
+        log_ms = self._consensus.log_ms(LOCK_GROUP)
+        return [_answer(machine, read, log_ms) for read in reads]
+
+    def _on_read(self, peer: Peer, body: bytes, reply: Callable[[int, bytes], None]) -> None:
+        reads = [
+            CLIENT_CODEC.decode_args(op, args)
+            for _, op, args in CLIENT_CODEC.split(body)
+            if op in READ_OPS
+        ]
+        if not self._consensus.is_leader(LOCK_GROUP):
+            raise self._no_quorum()
+        self._spawn(self._reply_reads(reads, reply))
+
+    async def _reply_reads(
+        self, reads: Sequence[Read], reply: Callable[[int, bytes], None]
+    ) -> None:
+        try:
+            await self._consensus.read(LOCK_GROUP)
+        except DssError as error:
+            reply(error.status, _encode(error.body()))
+            return
+        reply(200, _encode(self._look(reads)))
+
+    def _no_quorum(self) -> NoQuorum:
+        return NoQuorum(
+            "no leader of the lock group is known: it has no quorum, or is just electing one; "
+            "nothing was done",
+            retry_after_ms=self._read_timeout_ms,
+        )
+
+
+def _answer(machine: LockMachine, read: Read, log_ms: int) -> Result:
+    if isinstance(read, GetLock):
+        return 200, machine.describe(read.name, log_ms)
+    if isinstance(read, ListLocks):
+        return 200, machine.list(read.prefix, read.limit, read.cursor, log_ms)
+    session = machine.describe_session(read.session, log_ms)
+    if session is None:
+        message = f"session {read.session[:8]}… does not exist or has ended: create a new one"
+        return 404, {"code": "not_found", "message": message}
+    return 200, session
+
+
+def _answer_overload(sink: Sink, triples: Sequence[tuple[int, str, msgspec.Raw]]) -> None:
+    if not triples:
+        return
+    body = Overloaded(
+        f"more than {STREAM_IN_FLIGHT_MAX} unanswered requests on this stream: wait for answers",
+        retry_after_ms=100,
+    ).body()
+    for request_id, _, _ in triples:
+        sink.answer(request_id, Overloaded.status, body)
+
+
+def _checked(command: Any) -> Any:
+    """Validate what code built: the log must never hold what a follower cannot decode."""
+    try:
+        return msgspec.msgpack.decode(_encode(command), type=type(command))
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise Invalid(str(error)) from error
+
+
+def register_metrics(registry: Registry, service: LockService) -> None:
+    """`dss_lock_*`: read from plain ints on scrape. Counters restart with the process."""
+
+    def figure(name: str) -> Callable[[], int | None]:
+        return lambda: service.status().get(name)
+
+    for name, key, text in (
+        ("dss_lock_grants_total", "grants", "Lock grants applied by this node."),
+        ("dss_lock_releases_total", "releases", "Lock releases applied, session ends included."),
+        ("dss_lock_timeouts_total", "timeouts", "Acquires that ended in lock_timeout."),
+        ("dss_lock_session_expirations_total", "expirations", "Sessions ended by their TTL."),
+    ):
+        registry.counter_callback(name, text, figure(key))
+    for name, key, text in (
+        ("dss_lock_sessions", "sessions", "Live sessions."),
+        ("dss_lock_held", "held", "Holders of locks (a shared lock has several)."),
+        ("dss_lock_locks", "locks", "Locks that somebody holds."),
+        ("dss_lock_waiting", "waiting", "Acquires waiting for a lock."),
+    ):
+        registry.gauge(name, text, figure(key))
