@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -35,7 +36,9 @@ def now_s() -> float:
 
 
 def open_session(client: Nodes, ttl_s: float) -> str:
-    body = {"ttl_ms": round(ttl_s * 1000)}
+    """A session that others see as `host:pid`."""
+    label = f"{socket.gethostname()[:64]}:{os.getpid()}"
+    body = {"ttl_ms": round(ttl_s * 1000), "name": label}
     return str(client.ask("lock", "POST", "/v1/sessions", body).json()["session"])
 
 

@@ -6,8 +6,6 @@ What must not live here: keeping a session alive.
 from __future__ import annotations
 
 import argparse
-from typing import Any
-
 from dss.base.limits import LIST_ITEMS_MAX
 from dss.cli.connect import nodes
 from dss.cli.hold import acquire_lock, end_session, open_session, run_holding
@@ -69,10 +67,19 @@ def ls(args: argparse.Namespace) -> int:
         if not cursor:
             break
     rows = [
-        (item["name"], item.get("mode"), _holders(item), _count(item.get("waiters")))
+        (
+            item["name"],
+            item["mode"],
+            f"{item['holder']} and {item['holders'] - 1} more"
+            if item["holders"] > 1
+            else item["holder"],
+            item["token"],
+            duration(item["held_ms"]),
+            item["waiting"],
+        )
         for item in items
     ]
-    header = ("lock", "mode", "held by (token)", "waiting")
+    header = ("lock", "mode", "held by", "token", "for", "waiting")
     Output(args.json).table({"items": items}, header, rows, "no lock is held")
     return 0
 
@@ -80,28 +87,17 @@ def ls(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     lock = nodes(args).ask("lock", "GET", f"/v1/locks/{segment(args.name)}").json()
     rows = [
-        (kind, _who(entry), entry.get("mode", lock.get("mode")), entry.get("token"),
-         duration(entry.get("held_ms", entry.get("age_ms", entry.get("waited_ms")))))
-        for kind, entries in (("holds", lock.get("holders")), ("waits", lock.get("waiters")))
-        for entry in _list(entries)
+        ("holds", h["label"], h["session"], lock["mode"], h["token"], duration(h["held_ms"]))
+        for h in lock["holders"]
+    ]
+    rows += [
+        (f"waits, {w['position']}.", w["label"], w["session"], w["mode"], None,
+         duration(w["waiting_ms"]))
+        for w in lock["waiters"]
     ]  # fmt: skip
-    header = ("", "session", "mode", "token", "since")
+    header = ("", "who", "session", "mode", "token", "for")
     Output(args.json).table(lock, header, rows, f'lock "{args.name}" is free')
+    hidden = lock["waiting"] - len(lock["waiters"])
+    if hidden > 0 and not args.json:
+        Output(False).show(None, f"and {hidden} more that wait")
     return 0
-
-
-def _list(value: Any) -> list[dict[str, Any]]:
-    return value if isinstance(value, list) else []
-
-
-def _count(value: Any) -> int:
-    return len(value) if isinstance(value, list) else int(value or 0)
-
-
-def _who(entry: dict[str, Any]) -> str:
-    session, owner = str(entry.get("session", "?")), entry.get("owner")
-    return f"{session}/{owner}" if owner and owner != session else session
-
-
-def _holders(item: dict[str, Any]) -> str:
-    return " ".join(f"{_who(h)} ({h.get('token', '?')})" for h in _list(item.get("holders")))

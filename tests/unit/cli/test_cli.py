@@ -105,9 +105,48 @@ def test_acquire__makes_a_session_and_encodes_the_name(
         "name": "a/b", "session": "s1", "token": 7, "mode": "exclusive", "expires_in_ms": 1000,
     }  # fmt: skip
     (_, opened), (_, acquired) = node.requests
-    assert opened == {"ttl_ms": 1000}
+    assert opened["ttl_ms"] == 1000
+    assert opened["name"].endswith(f":{os.getpid()}")
     assert acquired["session"] == "s1"
     assert 1900 <= acquired["wait_ms"] <= 2000
+
+
+def test_lock_show__holders_then_waiters(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = {
+        "name": "a", "state": "held", "mode": "exclusive", "token": 7, "waiting": 3,
+        "holders": [
+            {"session": "s1", "owner": "", "label": "w-1", "token": 7, "count": 1, "held_ms": 12_000}
+        ],
+        "waiters": [
+            {"session": "s2", "owner": "", "label": "w-2", "mode": "shared", "position": 1,
+             "waiting_ms": 300, "gives_up_in_ms": 1}
+        ],
+    }  # fmt: skip
+    node = serve({"GET /v1/locks/a": (200, lock)})
+    assert dss(node, "lock", "show", "a") == 0
+    _, holds, waits, more = capsys.readouterr().out.splitlines()
+    assert holds.split() == ["holds", "w-1", "s1", "exclusive", "7", "12", "s"]
+    assert waits.split() == ["waits,", "1.", "w-2", "s2", "shared", "-", "300", "ms"]
+    assert more == "and 2 more that wait"
+
+
+def test_lock_ls__reads_every_page(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = {"name": "a", "mode": "exclusive", "token": 7, "holder": "w-1", "holders": 2,
+            "held_ms": 500, "waiting": 1}  # fmt: skip
+    node = serve(
+        {
+            r"GET /v1/locks\?limit=1000": (200, {"items": [item], "next": "a"}),
+            r"GET /v1/locks\?limit=1000&cursor=a": (200, {"items": [item], "next": None}),
+        }
+    )
+    assert dss(node, "lock", "ls") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "w-1 and 1 more" in lines[1]
 
 
 def test_lock_busy__exit_75_and_the_session_is_ended(
