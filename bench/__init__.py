@@ -1,0 +1,1 @@
+"""`make bench`: DSS beside two floors (a bare aiohttp hello, etcd) on this machine. Not a test."""
