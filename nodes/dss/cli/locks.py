@@ -6,6 +6,7 @@ What must not live here: keeping a session alive.
 from __future__ import annotations
 
 import argparse
+
 from dss.base.limits import LIST_ITEMS_MAX
 from dss.cli.connect import nodes
 from dss.cli.hold import acquire_lock, end_session, open_session, run_holding

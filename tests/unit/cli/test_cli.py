@@ -117,7 +117,7 @@ def test_lock_show__holders_then_waiters(
     lock = {
         "name": "a", "state": "held", "mode": "exclusive", "token": 7, "waiting": 3,
         "holders": [
-            {"session": "s1", "owner": "", "label": "w-1", "token": 7, "count": 1, "held_ms": 12_000}
+            {"session": "s1", "owner": "", "label": "w-1", "token": 7, "held_ms": 12_000}
         ],
         "waiters": [
             {"session": "s2", "owner": "", "label": "w-2", "mode": "shared", "position": 1,
