@@ -9,9 +9,11 @@ WORKDIR /src
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > dependencies.txt \
  && /opt/dss/bin/pip install -r dependencies.txt
-COPY README.md LICENSE ./
+COPY LICENSE ./
 COPY nodes nodes
-RUN /opt/dss/bin/pip install --no-deps . \
+# The package's metadata names the README; its text is not needed here.
+RUN touch README.md \
+ && /opt/dss/bin/pip install --no-deps . \
  && /opt/dss/bin/python -m compileall -q /opt/dss/lib
 
 FROM python:3.11-slim-bookworm

@@ -18,6 +18,7 @@ import msgspec
 from dss.base.errors import ConfigProblem
 from dss.base.limits import SETTING_FILE_BYTES_MAX
 from dss.topology.envfile import EnvFile
+from dss.topology.model import HTTP_PORT, PEER_PORT, DSSCluster
 from dss.topology.nodes import NodeConfig, NodeSpec
 from dss.topology.peers import parse_peers
 from dss.topology.variables import BY_NAME, PEER_LISTS, VARIABLES, BadValue, Variable
@@ -49,7 +50,7 @@ class Problem(msgspec.Struct, frozen=True):
         place = f" line {self.line}, column {self.column}" if self.line else ""
         origin = f" ({self.origin})" if self.origin else ""
         example = f" Example: {self.example}" if self.example else ""
-        colon = "" if self.message.startswith("is ") else ":"
+        colon = "" if self.message.startswith(("is ", "lacks ")) else ":"
         return f"{self.variable}{place}{colon} {self.message}{origin}.{example}"
 
 
@@ -91,6 +92,7 @@ def check_env_file(env: EnvFile) -> list[Problem]:
     values = {name: value for name, value in env.values.items() if name in BY_NAME}
     settings = _Settings(values, (env.name, env.lines), ("cluster", "stack"))
     settings.check_cluster()
+    settings.check_containers(DSSCluster())
     if "CLUSTER_SECRET" not in settings.failed and not settings.values["CLUSTER_SECRET"]:
         settings.add("CLUSTER_SECRET", "is not set: containers listen for other machines")
     return unread + settings.sorted_problems() + list(_typos(env))
@@ -249,6 +251,24 @@ class _Settings:
         data_dir = self.values.get("DATA_DIR")
         if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
             self.add("DATA_DIR", f"expected a directory, but {data_dir} is a file")
+
+    def check_containers(self, cluster: DSSCluster) -> None:
+        """What must hold for the services of docker/docker-compose.yml."""
+        for name, role in PEER_LISTS.items():
+            peers = self._peers(name)
+            if peers is None or name in self.failed:
+                continue
+            listed = {peer.id: peer for peer in peers}
+            for member in cluster.members():
+                if member.role == role and member.id not in listed:
+                    self.add(name, f"lacks {member.id}, which docker/docker-compose.yml starts")
+            for peer in peers:
+                if (peer.port, peer.peer_port) != (HTTP_PORT, PEER_PORT):
+                    self.add(
+                        name,
+                        f"{peer.id} has the ports {peer.port} and {peer.peer_port}: in containers "
+                        f"nodes listen on {HTTP_PORT} and {PEER_PORT}",
+                    )
 
     def _peers(self, name: str) -> tuple[NodeSpec, ...] | None:
         peers: tuple[NodeSpec, ...] | None = self.values.get(name)

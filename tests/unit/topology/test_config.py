@@ -397,3 +397,22 @@ def test_broken_env_file__every_problem_with_its_line() -> None:
         "Example: REDIS_PASSWORD=the output of: openssl rand -hex 16",
         "HEARTBEATS_MS: unknown variable; did you mean HEARTBEAT_MS (.env line 5).",
     ]
+
+
+def test_env_file_that_does_not_fit_the_compose_file__says_what_differs() -> None:
+    text = "\n".join(
+        [
+            f"RAFT_PEERS={json.dumps(peers('lock', 1))}",
+            f"QUEUE_NODES={json.dumps(peers('queue', 3, 8010))}",
+            f"CACHE_PEERS={json.dumps(peers('cache', 2))}",
+            "CLUSTER_SECRET=0123456789abcdef",
+            "REDIS_PASSWORD=0123456789abcdef",
+        ]
+    )
+    found = [str(problem).split(" (")[0] for problem in check_env_file(parse_env(text))]
+    assert found[:3] == [
+        "RAFT_PEERS lacks lock-2, which docker/docker-compose.yml starts",
+        "RAFT_PEERS lacks lock-3, which docker/docker-compose.yml starts",
+        "QUEUE_NODES: queue-1 has the ports 8010 and 9010: in containers nodes listen on 8000 and "
+        "9000",
+    ]

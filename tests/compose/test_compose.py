@@ -1,0 +1,225 @@
+"""The compose stack for real: `make e2e-compose`, against any Docker Engine with Compose v2.
+
+It uses a project of its own (`dss-e2e`) and the default ports. Where Grafana's image cannot be had,
+that one service is left out, loudly, and its files are checked by schema.
+`DSS_COMPOSE_NO_CACHE=1` builds the image without Docker's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from compose_stack import (
+    BUILD_S,
+    COMPOSE_FILE,
+    Stack,
+    can_have,
+    http,
+    run,
+    say,
+    services,
+    taken_ports,
+    until,
+    why_no_docker,
+)
+from grafana_schema import check_grafana_files
+
+pytestmark = pytest.mark.compose
+
+LOCK = [f"http://127.0.0.1:{port}" for port in (8001, 8002, 8003)]
+QUEUE = [f"http://127.0.0.1:{port}" for port in (8011, 8012, 8013)]
+CACHE = [f"http://127.0.0.1:{port}" for port in (8021, 8022)]
+PROMETHEUS = "http://127.0.0.1:9090"
+GRAFANA = "http://127.0.0.1:3000"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """The images are there, the ports are free; nothing runs yet."""
+    missing = why_no_docker()
+    assert missing is None, missing
+    file = services()
+    leave_out: tuple[str, ...] = ()
+    for name in ("redis", "prometheus", "grafana"):
+        image = file[name]["image"]
+        if can_have(image):
+            continue
+        assert name == "grafana", f"{image} is neither local nor can it be pulled"
+        leave_out = ("grafana",)
+        say("!" * 88)
+        say(f"GRAFANA IS LEFT OUT: {image} is neither local nor can it be pulled.")
+        say("The other ten services run for real; Grafana's files are checked by schema only.")
+        say("!" * 88)
+    stack = Stack("dss-e2e", tmp_path_factory.mktemp("compose") / ".env", leave_out)
+    stack.write_env()
+    stack.compose("down", "-v", "--remove-orphans")
+    taken = taken_ports(stack.names)
+    assert not taken, "; ".join(taken) + ". Stop it and repeat: make e2e-compose"
+    fresh = ["--no-cache"] if os.environ.get("DSS_COMPOSE_NO_CACHE") == "1" else []
+    began = time.monotonic()
+    stack.must("build", *fresh, timeout=BUILD_S)
+    say(f"image built{' without cache' if fresh else ''} ({time.monotonic() - began:.0f} s)")
+    return stack
+
+
+@pytest.fixture(scope="module")
+def stack(built: Stack) -> Iterator[Stack]:
+    """The whole stack, up and healthy; taken down at the end whatever happens."""
+    try:
+        built.up()
+        yield built
+    finally:
+        built.compose("down", "-v", "--remove-orphans")
+
+
+def test_compose_file__accepted_and_has_eleven_services(built: Stack) -> None:
+    assert sorted(built.must("config", "--services").split()) == sorted(services())
+    assert len(services()) == 11
+
+
+def test_broken_raft_peers__one_line_in_the_logs_exit_78_and_no_endless_restart(
+    built: Stack, tmp_path: Path
+) -> None:
+    broken = Stack("dss-e2e-broken", tmp_path / ".env")
+    broken.write_env(RAFT_PEERS='[{"id": "lock-1", "host": "lock-1", "port": 8000')
+    try:
+        broken.compose("up", "-d", "--no-build", "lock-1")
+        until(
+            "the node gives up",
+            lambda: broken.container("lock-1")["State"]["Status"] == "exited",
+        )
+        assert broken.container("lock-1")["State"]["ExitCode"] == 78
+        logs = broken.compose("logs", "--no-color", "--no-log-prefix", "lock-1").stdout
+        lines = {line for line in logs.splitlines() if line.strip()}
+        assert lines == {
+            "RAFT_PEERS line 1, column 49: expected ',' or '}' after the value of \"port\", "
+            'found the end. Example: RAFT_PEERS=[{"id": "lock-1", "host": "lock-1", '
+            '"port": 8000, "peer_port": 9000}]'
+        }
+    finally:
+        broken.compose("down", "-v", "--remove-orphans")
+
+
+def test_all_services__up_healthy_hardened_and_published_on_loopback_only(stack: Stack) -> None:
+    states = stack.states()
+    assert states == dict.fromkeys(stack.names, "running (healthy)")
+    for name in stack.names:
+        inspected = stack.container(name)
+        assert inspected["RestartCount"] == 0, f"{name} restarted"
+        assert inspected["HostConfig"]["ReadonlyRootfs"], name
+        assert inspected["HostConfig"]["CapDrop"] == ["ALL"], name
+        assert inspected["Config"]["User"].split(":")[0] not in ("", "0", "root"), name
+        for bindings in inspected["NetworkSettings"]["Ports"].values():
+            assert {binding["HostIp"] for binding in bindings or []} <= {"127.0.0.1"}, name
+
+
+def test_lock__held_once_across_nodes_and_granted_again_with_a_higher_token(stack: Stack) -> None:
+    first, second = (
+        http("POST", f"{node}/v1/sessions", {"ttl_ms": 30_000}).json["session"] for node in LOCK[:2]
+    )
+    path = "/v1/locks/e2e%2Forders"
+    held = http("POST", f"{LOCK[0]}{path}/acquire", {"session": first, "mode": "exclusive"})
+    assert held.status == 200, held.body
+    refused = http("POST", f"{LOCK[1]}{path}/acquire", {"session": second, "mode": "exclusive"})
+    assert (refused.status, refused.json["code"]) == (409, "lock_timeout")
+    token = held.json["token"]
+    released = http("POST", f"{LOCK[2]}{path}/release", {"session": first, "token": token})
+    assert released.status // 100 == 2, released.body
+    again = http("POST", f"{LOCK[2]}{path}/acquire", {"session": second, "mode": "exclusive"})
+    assert again.status == 200, again.body
+    assert again.json["token"] > token
+
+
+def test_message__sent_on_one_node_received_and_acknowledged_on_others(stack: Stack) -> None:
+    made = http("PUT", f"{QUEUE[0]}/v1/queues/e2e", {})
+    assert made.status // 100 == 2, made.body
+    sent = until(
+        "a message is accepted",
+        lambda: (
+            answer.json
+            if (
+                answer := http(
+                    "POST", f"{QUEUE[0]}/v1/queues/e2e/messages", {"body": {"n": 1}, "key": "a"}
+                )
+            ).status
+            == 201
+            else None
+        ),
+    )
+    received = http("POST", f"{QUEUE[1]}/v1/queues/e2e/receive", {"max": 1, "wait_ms": 10_000})
+    assert received.status == 200, received.body
+    [message] = received.json["messages"]
+    assert (message["id"], message["body"]) == (sent["id"], {"n": 1})
+    acked = http("POST", f"{QUEUE[2]}/v1/queues/e2e/ack", {"receipts": [message["receipt"]]})
+    assert acked.status == 200, acked.body
+    assert [result["ok"] for result in acked.json["results"]] == [True]
+
+
+def test_cached_value__written_on_one_node_read_on_the_other_from_redis(stack: Stack) -> None:
+    put = http("PUT", f"{CACHE[0]}/v1/cache/e2e-price", b"42")
+    assert put.status // 100 == 2, put.body
+    got = http("GET", f"{CACHE[1]}/v1/cache/e2e-price")
+    assert (got.status, got.body) == (200, b"42")
+    lines = [http("GET", f"{node}/v1/cache/e2e-price/line").json["state"] for node in CACHE]
+    assert lines == ["S", "S"]
+    count = stack.must(
+        "exec", "-T", "redis", "sh", "-c", 'REDISCLI_AUTH="$REDIS_PASSWORD" redis-cli dbsize'
+    )
+    assert int(count) > 0
+
+
+def test_prometheus__eight_targets_up_and_every_metric_we_draw_exists(stack: Stack) -> None:
+    def up() -> bool:
+        active = http("GET", f"{PROMETHEUS}/api/v1/targets").json["data"]["activeTargets"]
+        return len(active) == 8 and all(target["health"] == "up" for target in active)
+
+    until("8 targets up", up)
+    rules = http("GET", f"{PROMETHEUS}/api/v1/rules").json["data"]["groups"]
+    assert [group["name"] for group in rules] == ["dss"]
+    docker = COMPOSE_FILE.parent
+    texts = [(docker / "grafana/dashboards/dss.json").read_text()]
+    texts.append(json.dumps(rules))
+    drawn = set(re.findall(r"\b(?:dss|process)_[a-z0-9_]+", " ".join(texts))) - {"dss_e2e"}
+
+    def missing() -> list[str]:
+        names = http("GET", f"{PROMETHEUS}/api/v1/label/__name__/values").json["data"]
+        return sorted(drawn - set(names))
+
+    until("every metric of the dashboard and the alerts exists", lambda: not missing(), 30)
+    firing = http("GET", f"{PROMETHEUS}/api/v1/alerts").json["data"]["alerts"]
+    assert [a["labels"]["alertname"] for a in firing if a["state"] == "firing"] == []
+
+
+def test_grafana__provisioned_and_its_files_valid(stack: Stack) -> None:
+    check_grafana_files(COMPOSE_FILE.parent)
+    if "grafana" in stack.leave_out:
+        say("GRAFANA WAS LEFT OUT: only its files were checked")
+        return
+    login = (stack.env["GRAFANA_ADMIN_USER"], stack.env["GRAFANA_ADMIN_PASSWORD"])
+    sources = http("GET", f"{GRAFANA}/api/datasources", login=login)
+    assert [source["uid"] for source in sources.json] == ["dss-prometheus"]
+    dashboard = http("GET", f"{GRAFANA}/api/dashboards/uid/dss-overview", login=login)
+    assert dashboard.status == 200, dashboard.body
+
+
+def test_down__leaves_nothing_running_and_up_again_finds_the_data(stack: Stack) -> None:
+    sent = http("POST", f"{QUEUE[0]}/v1/queues/e2e/messages", {"body": "kept", "key": "k"})
+    assert sent.status == 201, sent.body
+    stack.down(volumes=False)
+    assert stack.left_over("container") == []
+    assert stack.left_over("network") == []
+    stack.up()
+    received = http("POST", f"{QUEUE[2]}/v1/queues/e2e/receive", {"max": 1, "wait_ms": 20_000})
+    assert [message["body"] for message in received.json["messages"]] == ["kept"], received.body
+    assert http("GET", f"{CACHE[1]}/v1/cache/e2e-price").body == b"42"
+    stack.down(volumes=True)
+    for what in ("container", "network", "volume"):
+        assert stack.left_over(what) == [], what
+    running = run("docker", "ps", "--format", "{{.Names}}").stdout.split()
+    assert not [name for name in running if name.startswith("dss-e2e")]
