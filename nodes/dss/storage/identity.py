@@ -67,7 +67,9 @@ class DataDir:
         """
         full = os.path.abspath(os.fspath(path))
         try:
-            os.makedirs(full, mode=0o700, exist_ok=True)
+            if not os.path.isdir(full):
+                os.makedirs(full, mode=0o700, exist_ok=True)
+                OsFiles(os.path.dirname(full)).sync_dir()
             lock_fd = os.open(
                 os.path.join(full, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
@@ -91,7 +93,7 @@ class DataDir:
             raise ValueError(f"not a flat directory name: {sub!r}")
         if not os.path.isdir(full):
             os.mkdir(full, 0o700)
-            OsFiles(self.path).sync_dir()
+        OsFiles(self.path).sync_dir()
         return OsFiles(full)
 
     def close(self) -> None:
@@ -125,6 +127,8 @@ def _describe(holder: str) -> str:
 
 def _identity(files: OsFiles, cluster_id: str, node_id: str) -> Identity:
     remove_if_there(files, IDENTITY_NAME + ".tmp")
+    # A killed process may have left names that only the kernel knows yet.
+    files.sync_dir()
     if files.exists(IDENTITY_NAME):
         return _read(files, cluster_id, node_id)
     for sub in sorted(os.listdir(files.where)):

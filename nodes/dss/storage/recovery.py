@@ -101,6 +101,7 @@ def _read_sealed(replay: _Replay, number: int, contents: bytes, following: bytes
     header = None if successor is None else _decode_header(successor)
     if header is None:
         _refuse(replay.files, fmt.segment_name(number + 1), 0, "its header is damaged")
+    replay.check_header(number + 1, header)
     reader = Reader(contents[: header.previous_end])
     replay.segment(number, len(contents), reader)
     if reader.offset != header.previous_end:
@@ -184,8 +185,7 @@ class _Replay:
         header = None if record is None else _decode_header(record)
         if header is None:
             self.refuse(number, 0, f"its header is damaged ({reader.problem or 'not a header'})")
-        if header.segment != number or header.salt != fmt.salt_of(number):
-            self.refuse(number, 0, f"its header is that of segment {header.segment}")
+        self.check_header(number, header)
         self.recycled = header.recycled
         self._opening(number, header, reader)
         while (record := reader.next()) is not None:
@@ -193,6 +193,10 @@ class _Replay:
                 self._apply(record, number)
             except (msgspec.DecodeError, msgspec.ValidationError, ValueError, KeyError) as error:
                 self.refuse(number, record.offset, f"record of kind {record.kind}: {error}")
+
+    def check_header(self, number: int, header: fmt.Header) -> None:
+        if header.segment != number or header.salt != fmt.salt_of(number):
+            self.refuse(number, 0, f"its header is that of segment {header.segment}")
 
     def _opening(self, number: int, header: fmt.Header, reader: Reader) -> None:
         marks: dict[int, Checkpoint] = {}

@@ -142,6 +142,8 @@ class SnapshotStore:
         for name in files.list():
             if name.endswith(".tmp"):
                 remove_if_there(files, name)
+        # A killed process may have left names that only the kernel knows yet.
+        files.sync_dir()
 
     # --- writing ------------------------------------------------------------------------------
 

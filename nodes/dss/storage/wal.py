@@ -76,6 +76,8 @@ class Wal:
             CorruptData: damage where the data was durable: this node must not serve.
             ConfigProblem: the format is newer than this program.
         """
+        # A killed process may have left names that only the kernel knows yet.
+        files.sync_dir()
         fresh = not any(fmt.segment_number(name) is not None for name in files.list())
         mark = DurableMark.open(files, fresh=fresh)
         found = recover(files, mark)

@@ -46,6 +46,13 @@ class _Inode:
         self.lost: dict[int, None] = {}
         """Sectors whose datasync failed: clean to the kernel, never written to the disk."""
 
+    def copy(self) -> _Inode:
+        """The same state, the unsynced and the lost included."""
+        twin = _Inode(self.data)
+        twin.durable[:] = self.durable
+        twin.dirty, twin.lost = dict(self.dirty), dict(self.lost)
+        return twin
+
     def write(self, data: bytes, offset: int) -> None:
         end = offset + len(data)
         if end > len(self.data):
@@ -269,9 +276,19 @@ class SimFiles:
     def kill(self) -> SimFiles:
         """The disk as `kill -9` of the process leaves it: the kernel still has every write."""
         after = SimFiles(self.rng, capacity_bytes=self.capacity_bytes)
-        after._names = dict(self._names)
-        after._durable_names = dict(self._durable_names)
-        after._undurable = list(self._undurable)
+        copies = {
+            id(inode): inode.copy()
+            for names in (self._names, self._durable_names)
+            for inode in names.values()
+        }
+        after._names = {name: copies[id(inode)] for name, inode in self._names.items()}
+        after._durable_names = {
+            name: copies[id(inode)] for name, inode in self._durable_names.items()
+        }
+        after._undurable = [
+            (gone, made, None if inode is None else copies.get(id(inode)))
+            for gone, made, inode in self._undurable
+        ]
         return after
 
     def copy(self) -> SimFiles:
