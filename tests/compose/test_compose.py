@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from compose_stack import (
@@ -139,23 +140,13 @@ def test_lock__held_once_across_nodes_and_granted_again_with_a_higher_token(stac
 def test_message__sent_on_one_node_received_and_acknowledged_on_others(stack: Stack) -> None:
     made = http("PUT", f"{QUEUE[0]}/v1/queues/e2e", {})
     assert made.status // 100 == 2, made.body
-    sent = until(
-        "a message is accepted",
-        lambda: (
-            answer.json
-            if (
-                answer := http(
-                    "POST", f"{QUEUE[0]}/v1/queues/e2e/messages", {"body": {"n": 1}, "key": "a"}
-                )
-            ).status
-            == 201
-            else None
-        ),
-    )
+    message = {"body": {"n": 1}, "key": "a"}
+    sent = http("POST", f"{QUEUE[0]}/v1/queues/e2e/messages", message)
+    assert sent.status == 201, sent.body
     received = http("POST", f"{QUEUE[1]}/v1/queues/e2e/receive", {"max": 1, "wait_ms": 10_000})
     assert received.status == 200, received.body
     [message] = received.json["messages"]
-    assert (message["id"], message["body"]) == (sent["id"], {"n": 1})
+    assert (message["id"], message["body"]) == (sent.json["id"], {"n": 1})
     acked = http("POST", f"{QUEUE[2]}/v1/queues/e2e/ack", {"receipts": [message["receipt"]]})
     assert acked.status == 200, acked.body
     assert [result["ok"] for result in acked.json["results"]] == [True]
@@ -182,18 +173,25 @@ def test_prometheus__eight_targets_up_and_every_metric_we_draw_exists(stack: Sta
     until("8 targets up", up)
     rules = http("GET", f"{PROMETHEUS}/api/v1/rules").json["data"]["groups"]
     assert [group["name"] for group in rules] == ["dss"]
-    docker = COMPOSE_FILE.parent
-    texts = [(docker / "grafana/dashboards/dss.json").read_text()]
-    texts.append(json.dumps(rules))
-    drawn = set(re.findall(r"\b(?:dss|process)_[a-z0-9_]+", " ".join(texts))) - {"dss_e2e"}
+    texts = " ".join([*dashboard_queries(), json.dumps(rules)])
+    drawn = set(re.findall(r"\b(?:dss|process)_[a-z0-9_]+", texts))
 
     def missing() -> list[str]:
         names = http("GET", f"{PROMETHEUS}/api/v1/label/__name__/values").json["data"]
         return sorted(drawn - set(names))
 
     until("every metric of the dashboard and the alerts exists", lambda: not missing(), 30)
+    for expression in dashboard_queries():
+        query = quote(expression.replace("$__rate_interval", "1m"))
+        answer = http("GET", f"{PROMETHEUS}/api/v1/query?query={query}")
+        assert answer.status == 200, f"{expression}: {answer.body!r}"
     firing = http("GET", f"{PROMETHEUS}/api/v1/alerts").json["data"]["alerts"]
     assert [a["labels"]["alertname"] for a in firing if a["state"] == "firing"] == []
+
+
+def dashboard_queries() -> list[str]:
+    dashboard = json.loads((COMPOSE_FILE.parent / "grafana/dashboards/dss.json").read_text())
+    return [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", [])]
 
 
 def test_grafana__provisioned_and_its_files_valid(stack: Stack) -> None:

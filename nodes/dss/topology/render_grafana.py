@@ -32,6 +32,8 @@ def _quantile(quantile: str, metric: str, by: str = "node", where: str = "") -> 
     return f"histogram_quantile({quantile}, sum by ({by}, le) ({rate}))"
 
 
+_HTTP: Final = "dss_http_request_duration_seconds"
+_COMMITS: Final = '{route=~".*/(release|ack)"}'
 _UP_MAP: Final = {
     "mappings": [
         {
@@ -120,6 +122,71 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                         "{{node}} group {{group}}",
                     ),
                 ),
+            ),
+        ),
+    ),
+    (
+        "Locks",
+        (
+            Panel(
+                title="Locks granted", unit="ops",
+                description="Grants and releases a second, as any one replica applies them.",
+                queries=(
+                    ("max(rate(dss_lock_grants_total[$__rate_interval]))", "granted"),
+                    ("max(rate(dss_lock_releases_total[$__rate_interval]))", "released"),
+                    ("max(rate(dss_lock_timeouts_total[$__rate_interval]))", "timed out"),
+                    (
+                        "max(rate(dss_lock_session_expirations_total[$__rate_interval]))",
+                        "sessions expired",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Held and waiting", description="Many waiters on few locks: contention.",
+                queries=(
+                    ("max(dss_lock_held)", "held"),
+                    ("max(dss_lock_waiting)", "waiting"),
+                    ("max(dss_lock_sessions)", "sessions"),
+                ),
+            ),
+            Panel(
+                title="Commit latency", unit="s",
+                description="Writes over HTTP that wait for nothing but the quorum: lock release, "
+                "queue ack.",
+                queries=(
+                    (_quantile("0.5", _HTTP, "route", _COMMITS), "{{route}} p50"),
+                    (_quantile("0.99", _HTTP, "route", _COMMITS), "{{route}} p99"),
+                ),
+            ),
+        ),
+    ),
+    (
+        "Cache",
+        (
+            Panel(
+                title="Hit ratio", unit="percentunit",
+                description="Reads answered by a local copy.",
+                queries=(
+                    (
+                        "sum by (node) (rate(dss_cache_hits_total[$__rate_interval])) / "
+                        "(sum by (node) (rate(dss_cache_hits_total[$__rate_interval])) + "
+                        "sum by (node) (rate(dss_cache_misses_total[$__rate_interval])))",
+                        "{{node}}",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Reads, writes, invalidations", unit="ops",
+                description="Many invalidations: keys that several nodes write.",
+                queries=tuple(
+                    (f"sum(rate(dss_cache_{what}_total[$__rate_interval]))", what)
+                    for what in ("hits", "misses", "writes", "invalidations", "evictions")
+                ),
+            ),
+            Panel(
+                title="Memory of copies", unit="percentunit",
+                description="Of CACHE_CAPACITY_MIB.",
+                queries=(("dss_cache_bytes / dss_cache_capacity_bytes", "{{node}}"),),
             ),
         ),
     ),

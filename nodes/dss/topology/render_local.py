@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
@@ -86,7 +87,7 @@ def render_local(
             "BIND_HOST": HOST,
         }
         if member.role == "cache":
-            env["MEMORY_URL"] = f"sqlite:///{data_dir / 'memory.db'}"
+            env["MEMORY_URL"] = f"sqlite:///{quote(str(data_dir / 'memory.db'))}"
         port = member.http_port(base_port)
         nodes.append(
             LocalNode(

@@ -93,7 +93,7 @@ def _pattern(pattern: str, expected: str, *, secret: bool = False) -> Callable[[
 
 
 def _memory_url(text: str) -> str:
-    """redis://, rediss://, unix:// or sqlite:///path; the value may hold a password."""
+    """The value may hold a password, so messages never show it."""
     expected = "expected redis://[:password@]host[:port][/db] or sqlite:///path"
     scheme = text.split(":", 1)[0]
     try:
@@ -104,7 +104,9 @@ def _memory_url(text: str) -> str:
     if scheme == "sqlite":
         if not text.startswith("sqlite:///") or not url.path.strip("/"):
             raise BadValue(f"{expected}, found a sqlite URL without a path")
-    elif scheme in ("redis", "rediss"):
+        if url.query or url.fragment:
+            raise BadValue(f"{expected}, found a '?' or '#': write %3F or %23 in a path")
+    elif scheme == "redis":
         if not url.hostname or port == 0:
             raise BadValue(f"{expected}, found a redis URL without a host or with port 0")
         if url.path not in ("", "/") and not re.fullmatch(r"/[0-9]{1,5}", url.path):

@@ -249,6 +249,9 @@ BAD_VALUES = [
     ({"MEMORY_URL": "sqlite://memory.db"}, "MEMORY_URL: expected "
      "redis://[:password@]host[:port][/db] or sqlite:///path, found a sqlite URL without a path. "
      "Example: MEMORY_URL=sqlite:////data/memory.db"),
+    ({"MEMORY_URL": "sqlite:////data/a?b"}, "MEMORY_URL: expected "
+     "redis://[:password@]host[:port][/db] or sqlite:///path, found a '?' or '#': write %3F or "
+     "%23 in a path. Example: MEMORY_URL=sqlite:////data/memory.db"),
     ({"CLUSTER_ID": "a b"}, "CLUSTER_ID: expected 1 to 128 of a-z A-Z 0-9 . _ / -, found "
      '"a b". Example: CLUSTER_ID=demo'),
     ({"HEARTBEAT_MS": "fast"}, "HEARTBEAT_MS: expected a whole number from 10 to 10000, found "
