@@ -59,10 +59,12 @@ class Node:
         self.machine: list[bytes] = []
         self.effects: list[fx.Effect] = []
         self.roles: list[fx.RoleChanged] = []
+        self.reads: dict[int, int] = {}
         self.boot()
 
     def boot(self) -> None:
         self.machine = [p for p in self.snapshot_data.split(b"|") if p]
+        self.cluster.applied_by[self.name] = self.snapshot.index if self.snapshot else 0
         self.raft = Raft(
             group=GROUP,
             node_id=self.name,
@@ -79,8 +81,15 @@ class Node:
     def step(self, *events: fx.Event) -> list[fx.Effect]:
         if not self.up:
             return []
+        for event in events:
+            if isinstance(event, fx.Read):
+                self.reads[event.ref] = max(self.cluster.applied, default=0)
         effects = self.raft.step(events, self.cluster.now)
         self.effects.extend(effects)
+        for effect in effects:
+            if isinstance(effect, fx.ReadReady):
+                # §6.4: a read sees all that anyone had applied when it was asked for.
+                assert effect.index >= self.reads.pop(effect.ref), "a stale read"
         for effect in effects:
             self.carry_out(effect)
         self.raft.check_invariants()
@@ -140,10 +149,13 @@ class Node:
         self.unsynced.clear()
         self.after_sync.clear()
         self.synced = None
+        for queue in (self.cluster.later, self.cluster.now_first):
+            queue[:] = [(node, event) for node, event in queue if node is not self]
         self.up = True
         self.boot()
 
     def take_snapshot(self) -> None:
+        self.cluster.settle_local()  # the core must know what the machine has applied
         raft = self.raft
         index = raft.applied_index
         meta = SnapshotMeta(index, raft.log.term_at(index) or 0, raft.log.log_ms_at(index), 0)
@@ -183,6 +195,11 @@ class Node:
             answer = msg.SnapshotResponse(GROUP, chunk.term, chunk.index, len(data))
             self.after_sync.append((effect.peer, answer))
             return
+        for write in self.unsynced:  # the disk writes in order
+            write()
+        self.unsynced.clear()
+        matches = any((e.index, e.term) == (chunk.index, chunk.snapshot_term) for e in self.log)
+        self.log = [e for e in self.log if matches and e.index > chunk.index]
         self.snapshot_data = data
         self.snapshot = SnapshotMeta(chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.size)
         self.chunks = (0, b"")
@@ -304,7 +321,7 @@ class Cluster:
         known = self.applied.setdefault(entry.index, entry)
         assert known == entry, f"{node.name} applied {entry}, another applied {known}"
         last = self.applied_by.get(node.name, 0)
-        assert entry.index == last + 1 or entry.index <= last + 1, "a gap in what is applied"
+        assert entry.index == last + 1, f"{node.name} applied {last}, then {entry.index}"
         self.applied_by[node.name] = entry.index
 
     def check(self, node: Node) -> None:
