@@ -1,0 +1,62 @@
+"""From an answer's status and body to the error class a caller can catch.
+
+What must not live here: when to repeat a request.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dss.base.errors import (
+    Conflict,
+    CorruptData,
+    DssError,
+    Indeterminate,
+    Invalid,
+    NoQuorum,
+    NotFound,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+    WrongRole,
+)
+
+_BY_CODE: Final[dict[str, type[DssError]]] = {
+    kind.code: kind
+    for kind in (
+        CorruptData, DssError, Indeterminate, Invalid, NoQuorum, NotFound, Overloaded, TooLarge,
+        Unavailable, WrongRole,
+    )
+}  # fmt: skip
+_BY_STATUS: Final[dict[int, type[DssError]]] = {
+    404: NotFound, 413: TooLarge, 421: WrongRole, 422: Invalid, 429: Overloaded,
+    502: Unavailable, 503: Unavailable, 504: Indeterminate,
+}  # fmt: skip
+_PROBLEM_MEMBERS: Final = ("type", "title", "status", "detail", "code", "message", "retry_after_ms")
+
+REPEATABLE: Final = (NoQuorum, Unavailable, Overloaded)
+"""Nothing was done: the same request may be repeated after `retry_after_ms`."""
+
+
+def error_of(status: int, body: Any) -> DssError:
+    """The error that an answer with `status` >= 400 means.
+
+    Args:
+        body: a problem document, or the stream's `{code, message, …}`; anything else is shown.
+    """
+    members = body if isinstance(body, dict) else {"detail": f"HTTP {status}: {str(body)[:200]}"}
+    message = str(members.get("detail") or members.get("message") or f"HTTP {status}")
+    code = str(members.get("code") or "")
+    extra = {key: value for key, value in members.items() if key not in _PROBLEM_MEMBERS}
+    retry_after_ms = members.get("retry_after_ms")
+    error: DssError
+    kind = _BY_CODE.get(code)
+    if kind is None and status == 409:
+        error = Conflict(code or "conflict", message)
+    else:
+        error = (kind or _BY_STATUS.get(status, DssError))(message)
+    error.code = code or error.code
+    error.status = status
+    error.extra = extra
+    error.retry_after_ms = retry_after_ms if isinstance(retry_after_ms, int) else None
+    return error
