@@ -69,7 +69,7 @@ class Founding:
         links.on_call("found.status", self._on_status)
         links.on_call("found.adopt", self._on_adopt)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         opened = [self._host.open_group(gid, self._machines[gid]()) for gid in GROUPS]
         if all(opened):
             self.founded.set()
@@ -87,7 +87,8 @@ class Founding:
     def readiness(self) -> str | None:
         """None once this node belongs to the groups; else what it waits for."""
         if self.founded.is_set():
-            return None
+            lagging = [gid for gid in GROUPS if not self._host.caught_up(gid)]
+            return f"catching up in group {lagging[0]}" if lagging else None
         if self._config.node_id == self._founder:
             return f"not founded: waiting for {self.waiting_for}"
         return (

@@ -25,6 +25,8 @@ from dss.core.raft.settings import RaftSettings
 from dss.drivers.engine import Engine, Flight
 from dss.drivers.forwarding import Forwarder
 from dss.drivers.ports import Sink
+from dss.observe.logs import event
+from dss.observe.metrics import Histogram
 from dss.storage.snapshots import SnapshotStore
 from dss.storage.wal import GroupState, Wal
 from dss.transport.links import Links
@@ -106,6 +108,7 @@ class Host:
         self.settings = settings
         self.links = links
         self.sync_policy = SyncPolicy()
+        self.sync_seconds: Histogram | None = None
         self._stop_node = stop_node
         self._wal = wal
         self._scheduled = False
@@ -157,9 +160,7 @@ class Host:
     def role_changed(
         self, group: int, role: str, term: int, leader: str | None, reason: str
     ) -> None:
-        log.info(
-            "group %d: %s in term %d, leader %s: %s", group, role, term, leader or "none", reason
-        )
+        event(log, "role_changed", group=group, role=role, term=term, leader=leader, reason=reason)
         self.forwarder.role_changed(group, leader)
         for listener in self._role_listeners:
             listener(group, role, term, leader)
@@ -196,7 +197,7 @@ class Host:
                     future.add_done_callback(self._synced)
                     return
                 self.engine.sync()
-                self.sync_policy.note(self._wal.last_sync_ns)
+                self._note_sync()
             self.engine.finish()
         except (OSError, StorageFailed) as error:
             self._fail(f"the log cannot be written: {error}")
@@ -211,7 +212,7 @@ class Host:
             return
         if self._stopped:
             return
-        self.sync_policy.note(self._wal.last_sync_ns)
+        self._note_sync()
         try:
             self.engine.finish()
         except (OSError, StorageFailed) as failure:
@@ -220,6 +221,12 @@ class Host:
         self._arm()
         if self.engine.pending:
             self.wake()
+
+    def _note_sync(self) -> None:
+        took_ns = self._wal.last_sync_ns
+        self.sync_policy.note(took_ns)
+        if self.sync_seconds is not None:
+            self.sync_seconds.observe(took_ns / 1e9)
 
     def _fail(self, reason: str) -> None:
         self._stopped = True
@@ -251,7 +258,7 @@ class Host:
             return
         self._deferred_tick = False
         self.engine.tick()
-        if not self._scheduled:
+        if not self.engine.pending:  # else the cycle that is due arms it
             self._arm()
 
     def _reclaim(self) -> None:

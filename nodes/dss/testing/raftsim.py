@@ -200,7 +200,8 @@ class SimNode:
         self._tick_at = None
         assert self.engine is not None
         self.engine.tick()
-        self._arm()
+        if not self.engine.pending:  # else the cycle that is due arms it
+            self._arm()
 
     def receive(self, sender: str, payload: bytes) -> None:
         if not self.alive:

@@ -1,0 +1,253 @@
+"""The composition root of one node process: configuration in, a running node out.
+
+What lives here: which parts a role is made of, the order in which they start and stop. What must
+not: any of their logic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import uvloop
+
+import dss
+from dss.api import app as web_app
+from dss.api import cluster
+from dss.api.routes import Route
+from dss.base.errors import EXIT_CONFIG, EXIT_FAILED, ConfigProblem, CorruptData, DssError
+from dss.base.ids import LOCK_GROUP, META_GROUP
+from dss.core.locks.machine import LockMachine
+from dss.core.meta.machine import MetaMachine
+from dss.core.raft.settings import RaftSettings
+from dss.drivers import raft_metrics
+from dss.drivers.founding import Founding
+from dss.drivers.host import Host
+from dss.observe import logs
+from dss.observe.metrics import ProcessMonitor, Registry
+from dss.storage.identity import DataDir
+from dss.storage.snapshots import SnapshotStore
+from dss.storage.wal import Wal
+from dss.topology.config import load_node_config
+from dss.topology.nodes import NodeConfig
+from dss.transport.handshake import Identity
+from dss.transport.links import Links
+
+log = logging.getLogger("dss.node")
+
+
+class Service(Protocol):
+    """A role's part, or a piece of one: started in order, stopped in reverse."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def readiness(self) -> str | None: ...
+
+
+def run(environ: Mapping[str, str]) -> int:
+    """`dss node`: run until SIGTERM or SIGINT. Returns the exit code (78: bad configuration)."""
+    try:
+        config = load_node_config(environ)
+    except ConfigProblem as problem:
+        print(problem.message, file=sys.stderr)
+        return EXIT_CONFIG
+    logs.configure(config.log_level, config.log_format, node_id=config.node_id)
+    try:
+        return uvloop.run(Node(config).run())
+    except ConfigProblem as problem:
+        print(problem.message, file=sys.stderr)
+        return EXIT_CONFIG
+    except CorruptData as problem:
+        log.error("%s", problem.message)
+        return EXIT_FAILED
+
+
+class Node:
+    """One node process."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.registry = Registry()
+        self._stop = asyncio.Event()
+        self._failed = ""
+        self._services: list[Service] = []
+        self._routes: list[Route] = []
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        config = self.config
+        data_dir = DataDir.open(config.data_dir, config.cluster_id, config.node_id)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._start(stack, data_dir)
+                log.info(
+                    "%s node %s listens on %s:%d (peers on %d), data in %s",
+                    config.role,
+                    config.node_id,
+                    config.bind_host,
+                    config.me.port,
+                    config.me.peer_port,
+                    config.data_dir,
+                )
+                await self._stop.wait()
+                log.info("stopping%s", f": {self._failed}" if self._failed else "")
+        finally:
+            data_dir.close()
+        return EXIT_FAILED if self._failed else 0
+
+    async def _start(self, stack: contextlib.AsyncExitStack, data_dir: DataDir) -> None:
+        config = self.config
+        identity = Identity(
+            config.cluster_id,
+            config.node_id,
+            data_dir.incarnation,
+            data_dir.boot_id,
+            config.cluster_secret.encode(),
+        )
+        links = Links(identity, config.me, config.bind_host, config.peers)
+        stack.push_async_callback(links.stop)
+        host = self._make_host(data_dir, links) if config.role != "cache" else None
+        build: dict[str, Callable[[Host | None, Links, DataDir], None]] = {
+            "lock": self._lock_role,
+            "queue": self._queue_role,
+            "cache": self._cache_role,
+        }
+        build[config.role](host, links, data_dir)
+        self._routes += cluster.routes(
+            node_id=config.node_id,
+            boot_id=data_dir.boot_id,
+            group_status=host.group_status if host is not None else list,
+        )
+        monitor = ProcessMonitor(
+            self.registry, version=dss.__version__, node_id=config.node_id, role=config.role
+        )
+        monitor.start()
+        stack.callback(monitor.stop)
+        await self._listen(links, stack)
+        if host is not None:
+            stack.push_async_callback(host.stop)
+            host.start()
+        for service in self._services:
+            await service.start()
+            stack.push_async_callback(service.stop)
+        # What is alive now stays for the process's life: keep the collector off it.
+        gc.collect()
+        gc.freeze()
+
+    async def _listen(self, links: Links, stack: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        app = web_app.build_app(
+            config=config,
+            routes=self._routes,
+            readiness=self.readiness,
+            registry=self.registry,
+            cluster=lambda: cluster.cluster_view(config, links.links()),
+        )
+        try:
+            await links.start()
+            runner = await web_app.serve(app, config.bind_host, config.me.port)
+        except OSError as error:
+            raise ConfigProblem(
+                f"{config.node_id} cannot listen on {config.bind_host} ports {config.me.port} "
+                f"and {config.me.peer_port}: {error.strerror or error}"
+            ) from error
+        stack.push_async_callback(runner.cleanup)
+
+    def _make_host(self, data_dir: DataDir, links: Links) -> Host:
+        config = self.config
+        wal, recovered = Wal.open(data_dir.files("wal"))
+        if wal.torn_bytes:
+            log.info("cut %d unfinished bytes off the end of the log", wal.torn_bytes)
+        host = Host(
+            node_id=config.node_id,
+            incarnation=data_dir.incarnation,
+            wal=wal,
+            recovered=recovered,
+            snapshots=SnapshotStore(data_dir.files("snapshots")),
+            settings=RaftSettings(
+                heartbeat_ms=config.heartbeat_ms,
+                election_min_ms=config.election_min_ms,
+                election_max_ms=config.election_max_ms,
+            ),
+            links=links,
+            stop_node=self._fail,
+            snapshot_every_entries=config.snapshot_every_entries,
+        )
+        raft_metrics.register(self.registry, host)
+        return host
+
+    def _fail(self, reason: str) -> None:
+        self._failed = reason
+        self._stop.set()
+
+    def readiness(self) -> str | None:
+        """None when every part is ready, else the first reason why not."""
+        for service in self._services:
+            reason = service.readiness()
+            if reason is not None:
+                return reason
+        return None
+
+    # --- roles --------------------------------------------------------------------------
+
+    def _lock_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:
+        from dss.api import locks as locks_api
+        from dss.drivers.locks import LockService
+        from dss.drivers.metadata import MetadataService
+
+        assert host is not None
+        machines: dict[int, Callable[[], Any]] = {
+            META_GROUP: MetaMachine,
+            LOCK_GROUP: LockMachine,
+        }
+        founding = Founding(self.config, host, links, machines)
+        metadata = MetadataService(host, links, self.config)
+        locks = LockService(host, links, self.config)
+        self._services += [founding, metadata, locks]
+        self._routes += locks_api.routes(locks)
+
+    def _queue_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:
+        from dss.api import queues as queues_api
+        from dss.drivers.metadata import MetadataView
+        from dss.drivers.queues import QueueService
+
+        assert host is not None
+        view = MetadataView(links, self.config)
+        queues = QueueService(host, links, view, self.config)
+        self._services += [view, queues]
+        self._routes += queues_api.routes(queues)
+
+    def _cache_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:
+        from dss.api import cache as cache_api
+        from dss.drivers.caches import CacheService
+        from dss.memory import open_memory
+
+        memory = open_memory(self.config.memory_url, self.config.cluster_id)
+        cache = CacheService(links, memory, self.config)
+        self._services += [cache]
+        self._routes += cache_api.routes(cache)
+
+
+def main() -> int:
+    """Entry point for `python -m dss.node` (the images use `dss node`)."""
+    import os
+
+    try:
+        return run(os.environ)
+    except DssError as error:
+        print(error.message, file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
