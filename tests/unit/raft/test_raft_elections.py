@@ -62,6 +62,29 @@ def test_pre_vote_9_6__changes_neither_term_nor_vote_and_writes_nothing():
     ]
 
 
+def test_pre_vote_9_6__is_denied_while_a_live_leader_is_heard():
+    raft = make()
+    raft.step([fx.Receive("b", msg.Heartbeat(GROUP, 1, 0))], 1_000)
+    ask = fx.Receive("c", vote(2, 9, 1, pre=True))
+    denied = fx.Send("c", msg.VoteResponse(GROUP, 1, False, True))
+    granted = fx.Send("c", msg.VoteResponse(GROUP, 2, True, True))
+    assert raft.step([ask], 1_299) == [denied]
+    assert raft.step([ask], 1_300) == [granted]
+    raft.step([fx.Receive("b", msg.Heartbeat(GROUP, 1, 0))], 1_310)
+    assert raft.step([fx.LinkChanged("b", False), ask], 1_311) == [granted]
+
+
+def test_pre_vote_9_6__of_a_term_we_are_in_already_names_our_term():
+    raft = make(terms=(1, 4))
+    assert raft.step([fx.Receive("c", vote(3, 9, 4, pre=True))], 10) == [
+        fx.SendAfterSync("c", msg.VoteResponse(GROUP, 4, False, True))
+    ]
+    raft = make(terms=(1, 2))
+    raft.step([fx.Tick()], 1_000)
+    raft.step([fx.Receive("b", msg.VoteResponse(GROUP, 4, False, True))], 1_001)
+    assert (raft.role, raft.term) == ("follower", 4)
+
+
 def test_campaign_3_4__votes_for_itself_and_asks_only_after_the_sync():
     raft = make()
     raft.step([fx.Tick()], 1_000)

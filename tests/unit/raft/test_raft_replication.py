@@ -288,6 +288,30 @@ def test_old_delayed_request__does_not_cut_the_log():
     assert answer(effects).index == 3, "the commit index is verified too"
 
 
+def test_commit_3_5__only_up_to_what_this_request_verified():
+    raft = follower([1, 1, 1])
+    effects = raft.step([request(2, 1, 1, 3, [])], 1)
+    assert raft.commit_index == 1, "2 and 3 may differ from the leader's"
+    assert [e.index for e in of(effects, fx.Apply)[0].entries] == [1]
+
+
+def test_two_leaders_requests_in_one_step__only_the_new_one_is_acknowledged():
+    raft = follower([1])
+    new_leader = fx.Receive("c", msg.Heartbeat(GROUP, 2, 0))
+    effects = raft.step([request(1, 1, 1, 0, entries_of([1, 1], 2)), new_leader], 1)
+    acknowledged = [e.message for e in of(effects, fx.SendAfterSync)]
+    assert not any(isinstance(m, msg.AppendResponse) for m in acknowledged)
+
+
+def test_entries_replaced_within_one_step__are_never_written():
+    raft = follower([1])
+    new = entries_of([2, 2], 3)
+    newer = fx.Receive("c", msg.AppendRequest(GROUP, 2, 2, 1, 0, tuple(new)))
+    effects = raft.step([request(1, 1, 1, 0, entries_of([1, 1, 1], 2)), newer], 1)
+    (append,) = of(effects, fx.Append)
+    assert [(e.index, e.term) for e in append.entries] == [(2, 1), (3, 2), (4, 2)]
+
+
 def test_gap__is_rejected_with_a_hint():
     raft = follower([1, 1])
     effects = raft.step([request(4, 9, 4, 0, entries_of([4], 10))], 1)
@@ -351,6 +375,10 @@ def test_log_ms__stands_still_until_the_own_noop_is_applied_then_follows_the_clo
     assert raft.log_ms(50_600) == 700
     assert raft.log_ms(50_850) == 950
     assert raft.log_ms(50_100) == 700, "never falls"
+    raft.step([fx.Propose(2, b"")], 50_850)
+    raft.step([fx.Synced(4, 2)], 50_900)
+    raft.step([fx.Applied(4)], 50_900)
+    assert raft.log_ms(50_950) == 1_050, "only the no-op starts the clock"
 
 
 def test_log_ms__never_falls_over_leader_changes():

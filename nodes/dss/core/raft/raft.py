@@ -534,7 +534,6 @@ class Raft:
         assert index > self.commit_index, f"conflict at committed entry {index}"
         self.log.truncate_from(index)
         self.synced_index = min(self.synced_index, index - 1)
-        self._ack_index = min(self._ack_index, index - 1)
         unwritten = self.unwritten
         while unwritten and unwritten[-1].index >= index:
             unwritten.pop()
