@@ -9,6 +9,7 @@ created, renamed or removed name is durable after `sync_dir`; an open File survi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Final, Protocol
 
@@ -95,7 +96,11 @@ class OsFile:
 
     def allocate(self, size: int) -> None:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._fd, 0, size)
+            try:
+                os.posix_fallocate(self._fd, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise  # some file systems cannot reserve; the zeros below do it there
         # posix_fallocate leaves extents marked "unwritten" on ext4 and xfs; the first write into
         # one is a metadata change. Real zeros turn them into plain data blocks once and for all.
         for offset in range(0, size, len(_ZEROS)):

@@ -172,7 +172,7 @@ def _read(files: OsFiles, cluster_id: str, node_id: str) -> Identity:
         file.close()
     try:
         identity = msgspec.json.decode(data, type=Identity)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptData(
             f"{name} is damaged ({error}). Put it back from a copy, or re-admit this node with an"
             " empty data directory; its peers have the data."

@@ -9,7 +9,7 @@ What must not live here: writing new records (wal.py).
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -22,6 +22,10 @@ from dss.storage.grouplog import Checkpoint, GroupLog, GroupState
 from dss.storage.records import Reader, Record
 
 _REMEDY = "This node must be re-admitted with an empty data directory; its peers have the data."
+
+_HEADER_BYTES_MAX: Final = 4096
+"""A header record is below 100 bytes; one read of a page."""
+_SCAN_BYTES: Final = 64 * 1024
 
 _header = msgspec.msgpack.Decoder(fmt.Header)
 _checkpoint = msgspec.msgpack.Decoder(Checkpoint)
@@ -79,48 +83,51 @@ def recover(files: Files, mark: DurableMark) -> Recovered | None:
         name = fmt.segment_name(bound.segment)
         _refuse(files, name, bound.offset, "was durable up to here, but the file is missing")
     replay = _Replay(files, numbers[0])
-    contents = _read(files, numbers[0])
     for number in numbers[:-1]:
-        following = _read(files, number + 1)
-        _read_sealed(replay, number, contents, following)
-        contents = following
-    return _read_last(replay, numbers[-1], contents, bound)
+        _read_sealed(replay, number)
+    return _read_last(replay, numbers[-1], bound)
 
 
-def _read(files: Files, number: int) -> bytes:
+def _read(files: Files, number: int, size: int | None = None) -> tuple[bytes, int]:
+    """(the first `size` bytes of a segment, its length)."""
     file = files.open(fmt.segment_name(number), create=False)
     try:
-        return file.pread(file.size(), 0)
+        length = file.size()
+        return file.pread(length if size is None else size, 0), length
     finally:
         file.close()
 
 
-def _read_sealed(replay: _Replay, number: int, contents: bytes, following: bytes) -> None:
+def _read_sealed(replay: _Replay, number: int) -> None:
     """A segment with a successor: its records must reach exactly the end the successor names."""
-    successor = Reader(following).next()
+    successor = Reader(_read(replay.files, number + 1, _HEADER_BYTES_MAX)[0]).next()
     header = None if successor is None else _decode_header(successor)
     if header is None:
         _refuse(replay.files, fmt.segment_name(number + 1), 0, "its header is damaged")
     replay.check_header(number + 1, header)
-    reader = Reader(contents[: header.previous_end])
-    replay.segment(number, len(contents), reader)
+    contents, length = _read(replay.files, number, header.previous_end)
+    reader = Reader(contents)
+    replay.segment(number, length, reader)
     if reader.offset != header.previous_end:
         problem = reader.problem or "its records end early"
         replay.refuse(number, reader.offset, f"{problem} (written up to {header.previous_end})")
+    if reader.seed != header.previous_crc:
+        replay.refuse(number, reader.offset, "its last record is not the one that was written")
 
 
-def _read_last(replay: _Replay, number: int, contents: bytes, bound: Position | None) -> Recovered:
+def _read_last(replay: _Replay, number: int, bound: Position | None) -> Recovered:
+    contents, length = _read(replay.files, number)
     reader = Reader(contents)
-    replay.segment(number, len(contents), reader)
+    replay.segment(number, length, reader)
     end = reader.offset
     problem = reader.problem
     if bound is not None and bound.segment == number and end < bound.offset:
         problem = problem or "its records end early"
         replay.refuse(number, end, f"{problem}; it was durable up to {bound.offset}")
-    tail = contents[end:].rstrip(b"\0")
+    tail_bytes = _nonzero_end(contents, end) - end
     torn_bytes = 0
-    if problem or (tail and not replay.recycled):
-        torn_bytes = len(tail)
+    if problem or (tail_bytes and not replay.recycled):
+        torn_bytes = tail_bytes
     if bound is None and torn_bytes:
         problem = problem or "bytes after the last record"
         replay.refuse(
@@ -128,9 +135,9 @@ def _read_last(replay: _Replay, number: int, contents: bytes, bound: Position | 
         )
     replay.check_complete(number)
     file = replay.files.open(fmt.segment_name(number), create=False)
-    if tail:
+    if tail_bytes:
         # Old bytes behind the tail must never pass as records once new ones reach them.
-        file.pwrite(bytes(len(tail)), end)
+        file.pwrite(bytes(tail_bytes), end)
     # What a killed process wrote is read from the page cache: make it durable before it counts.
     file.datasync()
     return Recovered(
@@ -138,10 +145,22 @@ def _read_last(replay: _Replay, number: int, contents: bytes, bound: Position | 
     )
 
 
+def _nonzero_end(data: bytes, start: int) -> int:
+    """Where the last byte that is not zero ends; `start` if all from there on are."""
+    end = len(data)
+    while end > start:
+        piece = data[max(start, end - _SCAN_BYTES) : end]
+        kept = len(piece.rstrip(b"\0"))
+        if kept:
+            return end - len(piece) + kept
+        end -= len(piece)
+    return start
+
+
 def _decode_header(record: Record) -> fmt.Header | None:
     try:
         header = _header.decode(record.payload)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except msgspec.MsgspecError:
         return None
     if record.kind != fmt.HEADER or header.magic != fmt.MAGIC:
         return None
@@ -191,7 +210,7 @@ class _Replay:
         while (record := reader.next()) is not None:
             try:
                 self._apply(record, number)
-            except (msgspec.DecodeError, msgspec.ValidationError, ValueError, KeyError) as error:
+            except (msgspec.MsgspecError, ValueError, KeyError) as error:
                 self.refuse(number, record.offset, f"record of kind {record.kind}: {error}")
 
     def check_header(self, number: int, header: fmt.Header) -> None:
@@ -204,7 +223,10 @@ class _Replay:
             record = reader.next()
             if record is None or record.kind != fmt.CHECKPOINT:
                 self.refuse(number, reader.offset, f"its checkpoint is damaged: {reader.problem}")
-            mark = _checkpoint.decode(record.payload)
+            try:
+                mark = _checkpoint.decode(record.payload)
+            except msgspec.MsgspecError as error:
+                self.refuse(number, record.offset, f"its checkpoint is damaged: {error}")
             marks[mark.group] = mark
         if number == self._first:
             for group, mark in marks.items():

@@ -34,7 +34,8 @@ _TMP_SUFFIX: Final = ".tmp"
 class Header(msgspec.Struct, frozen=True, array_like=True):
     """The first record of every segment.
 
-    `previous_end` is where the records of the segment before end (0: there is none before);
+    `previous_end` is where the records of the segment before end (0: there is none before) and
+    `previous_crc` the CRC of its last record, so that the chain goes on across segments;
     `groups` is how many checkpoint records follow; `recycled` says that the file held an older
     segment, so that bytes behind the last record mean nothing.
     """
@@ -44,6 +45,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     segment: int
     salt: int
     previous_end: int
+    previous_crc: int
     groups: int
     recycled: bool
 
@@ -66,12 +68,24 @@ def salt_of(number: int) -> int:
 
 
 def opening(
-    number: int, previous_end: int, recycled: bool, marks: Sequence[Checkpoint]
+    number: int,
+    previous_end: int,
+    previous_crc: int,
+    recycled: bool,
+    marks: Sequence[Checkpoint],
 ) -> tuple[bytes, int, int]:
     """(bytes, their length without the terminator, seed of the next record) of a new segment."""
     encode = msgspec.msgpack.encode
-    salt, groups = salt_of(number), len(marks)
-    header = Header(MAGIC, FORMAT_VERSION, number, salt, previous_end, groups, recycled)
+    header = Header(
+        MAGIC,
+        FORMAT_VERSION,
+        number,
+        salt_of(number),
+        previous_end,
+        previous_crc,
+        len(marks),
+        recycled,
+    )
     parts: list[bytes] = []
     seed = FIRST_SEED
     bodies = [(HEADER, encode(header)), *((CHECKPOINT, encode(mark)) for mark in marks)]

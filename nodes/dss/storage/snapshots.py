@@ -303,7 +303,10 @@ class SnapshotStore:
         header = file.pread(length, _PREFIX.size)
         if len(header) != length or extend_crc(0, header) != seed:
             self._refuse(group, name, _PREFIX.size, "its header is damaged (checksum mismatch)")
-        meta = _decode_meta.decode(header)
+        try:
+            meta = _decode_meta.decode(header)
+        except msgspec.MsgspecError as error:
+            self._refuse(group, name, _PREFIX.size, f"its header is not one: {error}")
         if meta.version != _FORMAT_VERSION or meta.block_bytes != _BLOCK:
             raise ConfigProblem(
                 f"{self.files.where}/{name}: snapshot format {meta.version}, this version of DSS"

@@ -191,10 +191,11 @@ class Wal:
             old.close()
         number = self._number + 1
         marks = [log.checkpoint() for _, log in sorted(self._logs.items())]
-        opening_bytes = len(fmt.opening(number, self._offset, True, marks)[0])
+        previous = (self._offset, self._seed)
+        opening_bytes = len(fmt.opening(number, *previous, True, marks)[0])
         size = max(self._segment_bytes, opening_bytes + record_bytes)
         spare, recycled = self._spares.take(size)
-        content, length, self._seed = fmt.opening(number, self._offset, recycled, marks)
+        content, length, self._seed = fmt.opening(number, *previous, recycled, marks)
         self._file = self._spares.become(spare, number, content)
         self._number, self._offset = number, length
         self._room_end = size - len(TERMINATOR)

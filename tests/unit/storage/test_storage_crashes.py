@@ -5,9 +5,10 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from wal_model import Writer, run
+from wal_model import SEGMENT_BYTES, Writer, plain, run
 
 from dss.base.errors import StorageFailed
+from dss.storage.wal import Wal
 from dss.testing.disk import SimCrash, SimFiles
 
 SEEDS = 80
@@ -66,6 +67,9 @@ def test_death_in_every_operation__recovers() -> None:
             reborn = Writer.__new__(Writer)
             reborn.__dict__ = {**writer.__dict__, "rng": Random(seed)}
             reborn.attach(survivor)
+            for late in range(8):  # what recovery showed once must never go again
+                _, found = Wal.open(survivor.crash(Random(late)), segment_bytes=SEGMENT_BYTES)
+                assert plain(found) == reborn.history[0]
             for _ in range(10):
                 reborn.step()
             reborn.attach(survivor.crash(Random(seed)))
