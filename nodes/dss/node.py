@@ -202,7 +202,7 @@ class Node:
 
     def _lock_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:
         from dss.api import locks as locks_api
-        from dss.drivers.locks import LockService
+        from dss.drivers.locks import LockService, register_metrics
         from dss.drivers.metadata import MetadataService
 
         assert host is not None
@@ -212,7 +212,8 @@ class Node:
         }
         founding = Founding(self.config, host, links, machines)
         metadata = MetadataService(host, links, self.config)
-        locks = LockService(host, links, self.config)
+        locks = LockService(host, links)
+        register_metrics(self.registry, locks)
         self._services += [founding, metadata, locks]
         self._routes += locks_api.routes(locks)
 
@@ -233,7 +234,8 @@ class Node:
         from dss.memory import open_memory
 
         memory = open_memory(self.config.memory_url, self.config.cluster_id)
-        cache = CacheService(links, memory, self.config)
+        cache = CacheService(links, memory, self.config, data_dir.boot_id)
+        cache.register(self.registry)
         self._services += [cache]
         self._routes += cache_api.routes(cache)
 

@@ -314,6 +314,8 @@ class Host:
         self.forwarder.submit(group, request_ids, items, commands, sink)
 
     def call(self, group: int, command: msgspec.Struct) -> Awaitable[tuple[int, Any]]:
+        if group not in self.engine.groups:
+            raise self.no_quorum(group)
         rid, future = self._calls.open()
         item = self.machine(group).codec.encode_item(rid, command)
         self.forwarder.submit(group, (rid,), item, (command,), self._calls)

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
+from typing import cast as typed
 
 import msgspec
 
@@ -82,10 +83,9 @@ class _Link(asyncio.Protocol):
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = stream = typed(asyncio.Transport, transport)  # uvloop's is no subclass
         _tune(transport.get_extra_info("socket"))
-        transport.set_write_buffer_limits(high=limits.PEER_OUTBOX_BYTES_MAX)
+        stream.set_write_buffer_limits(high=limits.PEER_OUTBOX_BYTES_MAX)
         self.links.connections[self] = None
         self.deadline = self.links.loop.call_later(
             HANDSHAKE_TIMEOUT_S, self.close, "handshake timed out"
