@@ -306,7 +306,7 @@ def test_whole_snapshot__holds_back_apply_until_it_is_installed():
     assert of(effects, fx.SendAfterSync)[0].message == msg.AppendResponse(GROUP, 5, True, 9)
     assert (raft.commit_index, raft.applied_index, raft.last_index) == (9, 9, 9)
     assert raft.log_ms(10) == 70
-    assert list(raft.voters) == ["a", "b", "d"]
+    assert list(raft.membership.voters) == ["a", "b", "d"]
 
 
 def test_snapshot_of_what_the_log_holds__is_answered_without_storing_it():

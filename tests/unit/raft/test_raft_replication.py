@@ -401,6 +401,6 @@ def test_configuration_entry_4_1__counts_when_appended_and_goes_with_a_truncatio
     payload = msgspec.msgpack.encode(configuration("abcd"))
     entry = msg.Entry(2, 1, msg.CONFIGURATION, 0, payload)
     raft.step([request(1, 1, 1, 0, [entry])], 1)
-    assert list(raft.voters) == ["a", "b", "c", "d"]
+    assert list(raft.membership.voters) == ["a", "b", "c", "d"]
     raft.step([request(2, 1, 1, 0, entries_of([2], 2))], 2)
-    assert list(raft.voters) == ["a", "b", "c"]
+    assert list(raft.membership.voters) == ["a", "b", "c"]

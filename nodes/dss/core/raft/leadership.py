@@ -61,7 +61,7 @@ class Leadership:
         raft, old = self._raft, self.peers
         self.peers = {
             peer: old.get(peer) or Progress(peer, raft.last_index + 1, raft.now_ms)
-            for peer in raft.members
+            for peer in raft.membership.members
             if peer != raft.node_id
         }
         self._commit_dirty = self._send_dirty = True
@@ -116,9 +116,9 @@ class Leadership:
     def _quorum_value(self, own: int, others: dict[str, int]) -> int:
         """The largest value that a quorum of voters has reached."""
         raft = self._raft
-        reached = [others[v] if v != raft.node_id else own for v in raft.voters]
+        reached = [others[v] if v != raft.node_id else own for v in raft.membership.voters]
         reached.sort(reverse=True)
-        return reached[raft.quorum - 1]
+        return reached[raft.membership.quorum - 1]
 
     def _advance_commit(self) -> None:
         """§3.6.2: count replicas only of this term's entries; ourselves only when synced."""
@@ -337,7 +337,7 @@ class Leadership:
         raft = self._raft
         if self.transfer_target is not None:
             return
-        voters = [p for p in self.peers.values() if p.node_id in raft.voters]
+        voters = [p for p in self.peers.values() if p.node_id in raft.membership.voters]
         if event.target is not None:
             voters = [p for p in voters if p.node_id == event.target]
         if not voters:

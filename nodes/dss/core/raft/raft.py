@@ -19,13 +19,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from dss.base.limits import STORY_LINES_MAX
 from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
 from dss.core.raft.leadership import Leadership
 from dss.core.raft.log import RaftLog, SnapshotMeta
+from dss.core.raft.membership import Membership
 from dss.core.raft.messages import Configuration, Entry
 from dss.core.raft.settings import RaftSettings, RandomSource
 
@@ -36,7 +35,6 @@ LEADER: Final = "leader"
 LEARNER: Final = "learner"
 
 NEVER_MS: Final = 2**62
-_configuration_decoder = msgspec.msgpack.Decoder(Configuration)
 
 
 class Raft:
@@ -77,6 +75,7 @@ class Raft:
         self.log = RaftLog(snapshot, entries)
         self.commit_index = self.applied_index = snapshot.index if snapshot else 0
         self.synced_index = self.log.last_index
+        self.membership = Membership(configuration, entries)
         self.story: deque[str] = deque(maxlen=STORY_LINES_MAX)
         self.counters = {"started": 0, "won": 0, "lost": 0, "split": 0, "pre_votes": 0}
         self._rng = rng
@@ -94,15 +93,8 @@ class Raft:
         self._election_ms = 0
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
-        # members
-        self.configuration = configuration
-        self._configurations: list[tuple[int, Configuration]] = [(0, configuration)]
-        self.voters: dict[str, None] = {}
-        self.quorum = 1
-        self.members: dict[str, None] = {}
-        self._note_configurations(entries)
-        self._use_configuration(self._configurations[-1][1])
-        self._out.clear()
+        if node_id not in self.membership.voters:
+            self.role = LEARNER
         self._redraw_timeout()
         self._event_handlers = self._make_event_handlers()
         self._message_handlers = self._make_message_handlers()
@@ -166,7 +158,7 @@ class Raft:
             "last_index": self.log.last_index,
             "last_log_term": self.log.last_term,
             "snapshot_index": self.log.snapshot.index if self.log.snapshot else 0,
-            "voters": list(self.voters),
+            "voters": list(self.membership.voters),
             "peers": self._leading.peers_status() if self._leading is not None else {},
             "elections": dict(self.counters),
         }
@@ -190,7 +182,7 @@ class Raft:
         assert (self.role == LEADER) == (self.leader == self.node_id)
         if self.role in (CANDIDATE, LEADER):
             assert self.voted_for == self.node_id
-            assert self.node_id in self.voters
+            assert self.node_id in self.membership.voters
         assert (self._leading is not None) == (self.role == LEADER)
         if self._leading is not None:
             self._leading.check_invariants()
@@ -261,7 +253,7 @@ class Raft:
             self._save_state()
         if self.role == LEADER and role != LEADER:
             self._lay_down_leadership(leader)
-        if role == FOLLOWER and self.node_id not in self.voters:
+        if role == FOLLOWER and self.node_id not in self.membership.voters:
             role = LEARNER
         self.role = role
         self.leader = leader
@@ -291,7 +283,7 @@ class Raft:
     def _redraw_timeout(self) -> None:
         """A fresh random election timeout, from now; a lone voter need not wait for anyone."""
         settings = self.settings
-        if len(self.voters) == 1 and self.node_id in self.voters:
+        if len(self.membership.voters) == 1 and self.node_id in self.membership.voters:
             self._timeout_ms = 0
         else:
             self._timeout_ms = self._rng.randrange(
@@ -306,26 +298,11 @@ class Raft:
         silence_ms = self.now_ms - self._leader_contact_ms
         return self.leader is not None and silence_ms < self.settings.election_min_ms
 
-    # --- members ---------------------------------------------------------------------------
-
-    def _note_configurations(self, entries: Sequence[Entry]) -> bool:
-        """A configuration counts from the moment it is in the log (§4.1)."""
-        found = [entry for entry in entries if entry.kind == msg.CONFIGURATION]
-        for entry in found:
-            decoded = _configuration_decoder.decode(entry.payload)
-            self._configurations.append((entry.index, decoded))
-        return bool(found)
-
-    def _use_configuration(self, configuration: Configuration) -> None:
-        self.configuration = configuration
-        self.voters = {member.node_id: None for member in configuration.voters}
-        self.quorum = len(self.voters) // 2 + 1
-        self.members = dict(self.voters)
-        self.members.update({member.node_id: None for member in configuration.learners})
-        if self.role in (FOLLOWER, LEARNER):
-            self._turn(FOLLOWER, self.leader, "membership changed")
-        elif self._leading is not None:
+    def _members_changed(self) -> None:
+        if self._leading is not None:
             self._leading.match_members()
+        elif self.role in (FOLLOWER, LEARNER):
+            self._turn(FOLLOWER, self.leader, "membership changed")
 
     # --- elections -------------------------------------------------------------------------
 
@@ -362,7 +339,7 @@ class Raft:
             transfer,
         )
         send = self.send if pre else self._send_synced
-        for voter in self.voters:
+        for voter in self.membership.voters:
             if voter != self.node_id:
                 send(voter, request)
         self._count_vote(self.node_id, True)
@@ -371,13 +348,13 @@ class Raft:
         votes = self._votes
         votes.setdefault(voter, granted)
         given = sum(votes.values())
-        quorum = self.quorum
+        quorum = self.membership.quorum
         if given >= quorum:
             if self.role == PRE_CANDIDATE:
                 self._campaign(pre=False, reason="pre-vote won")
             else:
                 self._become_leader()
-        elif len(votes) - given > len(self.voters) - quorum:
+        elif len(votes) - given > len(self.membership.voters) - quorum:
             self._become_follower(self.term, None, "election lost")
 
     def _become_leader(self) -> None:
@@ -394,7 +371,7 @@ class Raft:
         return request.last_index >= self.log.last_index
 
     def _on_vote_request(self, peer: str, request: msg.VoteRequest) -> None:
-        if self.role == LEARNER or peer not in self.voters:
+        if self.role == LEARNER or peer not in self.membership.voters:
             return
         if request.pre:
             granted = (
@@ -417,7 +394,7 @@ class Raft:
         self._send_synced(peer, msg.VoteResponse(self.group, self.term, granted))
 
     def _on_vote_response(self, peer: str, response: msg.VoteResponse) -> None:
-        if peer not in self.voters:
+        if peer not in self.membership.voters:
             return
         if response.pre:
             asked = response.term == self.term + 1 if response.granted else True
@@ -451,7 +428,7 @@ class Raft:
         if kind in (msg.AppendRequest, msg.Heartbeat, msg.SnapshotChunk, msg.TimeoutNow):
             self._become_follower(message.term, peer, f"{peer} leads a newer term")
             return True
-        if peer in self.members:
+        if peer in self.membership.members:
             self._become_follower(message.term, None, f"{peer} is in a newer term")
         return False
 
@@ -459,18 +436,18 @@ class Raft:
         if request.pre or request.term < self.term:
             if request.term >= self.term:
                 return True
-            if peer in self.voters and self.role != LEARNER:
+            if peer in self.membership.voters and self.role != LEARNER:
                 refusal = msg.VoteResponse(self.group, self.term, False, request.pre)
                 self._send_synced(peer, refusal)
             return False
-        if peer not in self.voters or (self._hears_leader() and not request.transfer):
+        if peer not in self.membership.voters or (self._hears_leader() and not request.transfer):
             return False  # §4.2.3: a disruptive or removed server must not depose a live leader
         self._become_follower(request.term, None, f"{peer} campaigns in a newer term")
         return True
 
     def _refuse_old(self, peer: str, message: msg.RaftMessage) -> None:
         """Tell a deposed leader the newer term; old answers are dropped."""
-        if peer not in self.members:
+        if peer not in self.membership.members:
             return
         if isinstance(message, msg.Heartbeat):
             self._send_synced(peer, msg.HeartbeatResponse(self.group, self.term))
@@ -527,8 +504,8 @@ class Raft:
     def _append_received(self, entries: Sequence[Entry]) -> None:
         self.log.extend(entries)
         self.unwritten.extend(entries)
-        if self._note_configurations(entries):
-            self._use_configuration(self._configurations[-1][1])
+        if self.membership.append(entries):
+            self._members_changed()
 
     def _truncate_from(self, index: int) -> None:
         assert index > self.commit_index, f"conflict at committed entry {index}"
@@ -537,10 +514,8 @@ class Raft:
         unwritten = self.unwritten
         while unwritten and unwritten[-1].index >= index:
             unwritten.pop()
-        if self._configurations[-1][0] >= index:
-            while self._configurations[-1][0] >= index:
-                self._configurations.pop()
-            self._use_configuration(self._configurations[-1][1])
+        if self.membership.truncate_from(index):
+            self._members_changed()
 
     def _follow_commit(self, commit: int) -> None:
         if commit > self.commit_index:
@@ -582,8 +557,8 @@ class Raft:
             self.synced_index = index
             self.unwritten.clear()
             self._ack_index = index
-            self._configurations = [(index, event.configuration)]
-            self._use_configuration(event.configuration)
+            self.membership.reset(event.configuration)
+            self._members_changed()
         self.commit_index = max(self.commit_index, index)
         self.synced_index = max(self.synced_index, index)
         self.applied_index = self._handed_index = index
@@ -611,6 +586,7 @@ class Raft:
         if snapshot is None or event.index > snapshot.index:
             meta = SnapshotMeta(event.index, event.term, event.log_ms, event.size)
             self.log.compact(meta, self.settings.log_tail_entries)
+            self.membership.compact(event.index)
 
     # --- for the leader's half -------------------------------------------------------------
 
