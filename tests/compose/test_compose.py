@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from compose_stack import (
     BUILD_S,
     COMPOSE_FILE,
+    ROOT,
     Stack,
     can_have,
     http,
@@ -82,6 +84,23 @@ def stack(built: Stack) -> Iterator[Stack]:
 def test_compose_file__accepted_and_has_eleven_services(built: Stack) -> None:
     assert sorted(built.must("config", "--services").split()) == sorted(services())
     assert len(services()) == 11
+
+
+def test_env_parser__agrees_with_compose(tmp_path: Path) -> None:
+    missing = why_no_docker()
+    assert missing is None, missing
+    table = runpy.run_path(str(ROOT / "tests/unit/topology/test_envfile.py"))["VALUES"]
+    compose_file, env_file = tmp_path / "compose.yml", tmp_path / ".env"
+    compose_file.write_text('services: {a: {image: x, environment: {A: "${A-}"}}}')
+    for text, value in table:
+        env_file.write_text(f"B=bee\nEMPTY=\n{text}\n")
+        answer = run(
+            "docker", "compose", "-f", str(compose_file), "--env-file", str(env_file),
+            "config", "--format", "json",
+        )  # fmt: skip
+        assert answer.returncode == 0, answer.stderr
+        shown = json.loads(answer.stdout)["services"]["a"]["environment"]["A"]
+        assert shown.replace("$$", "$") == value, text
 
 
 def test_broken_raft_peers__one_line_in_the_logs_exit_78_and_no_endless_restart(

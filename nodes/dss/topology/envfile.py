@@ -2,7 +2,8 @@
 
 The rules are those of Compose: `NAME=value`, an optional `export`, comments, values bare or in
 single quotes (literal) or double quotes (escapes); quoted values may span lines. References
-`$X` and `${X}` (with `:-`, `-`) in bare and double-quoted values are resolved as Compose does.
+`$X` and `${X}` (with `:-`, `-`, `:+`, `+`, `:?`, `?`) are resolved outside single quotes.
+Stricter than Compose in one thing: text after a closing quote is a fault, not dropped.
 What must not live here: what the variables mean.
 """
 
@@ -17,8 +18,10 @@ import msgspec
 
 from dss.base.limits import ENV_FILE_BYTES_MAX
 
-_NAME: Final = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*=[ \t]*")
-_REFERENCE: Final = re.compile(r"\$(?:\$|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?-)([^}]*))?\})")
+_NAME: Final = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*[=:][ \t]*")
+_REFERENCE: Final = re.compile(
+    r"\$(?:\$|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-+?])([^}]*))?\}|(\{))"
+)
 _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$$"}
 
 
@@ -86,10 +89,16 @@ def parse_env(text: str, name: str = ".env", environ: Mapping[str, str] | None =
                 faults.append(EnvFault(number, message))
                 continue
             value = raw[1:end]
-            if quote == '"':
-                value = _resolve(_unescape(value), values, environ or {})
+            value = _unescape(value) if quote == '"' else value.replace("\\'", "'")
         else:
-            value = _resolve(re.split(r"[ \t]#|^#", raw)[0].rstrip(), values, environ or {})
+            quote = ""
+            value = re.split(r"[ \t]#", raw)[0].rstrip()
+        if quote != "'":
+            try:
+                value = _resolve(value, values, environ or {})
+            except _BadReference as bad:
+                faults.append(EnvFault(number, f"{variable}: {bad}"))
+                continue
         values[variable] = value
         lines[variable] = number
     return EnvFile(name, values, lines, tuple(faults))
@@ -118,15 +127,24 @@ def _unescape(value: str) -> str:
     return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m.group(1), m.group(0)), value, flags=re.DOTALL)
 
 
+class _BadReference(Exception):
+    """A `$…` that Compose would refuse."""
+
+
 def _resolve(value: str, values: Mapping[str, str], environ: Mapping[str, str]) -> str:
     def replace(match: re.Match[str]) -> str:
         name = match.group(1) or match.group(2)
+        if match.group(5):
+            raise _BadReference("expected ${NAME} after '${'; a dollar sign itself is $$")
         if name is None:
             return "$"
         found = values.get(name, environ.get(name))
-        operator, default = match.group(3), match.group(4)
-        if operator and (found is None or (operator == ":-" and not found)):
-            return default or ""
-        return found or ""
+        operator, word = match.group(3) or "", match.group(4) or ""
+        given = bool(found) if operator.startswith(":") else found is not None
+        if operator.endswith("+"):
+            return word if given else ""
+        if operator.endswith("?") and not given:
+            raise _BadReference(f"{name} is not set: {word}")
+        return (found or "") if given or not operator else word
 
     return _REFERENCE.sub(replace, value)

@@ -57,94 +57,105 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     action: str
 
 
+ALERTS: Final = (
+    Alert(
+        name="DssNodeDown",
+        expr='up{job=~"dss-.*"} == 0',
+        hold="30s",
+        severity="warning",
+        summary="{{ $labels.node }} does not answer",
+        meaning="Prometheus cannot scrape the node: it is stopped, unreachable or overloaded.",
+        action="Look at its log. Nothing is lost while a quorum of its role is up; a lock or "
+        "queue node catches up by itself when it is back with its data.",
+    ),
+    Alert(
+        name="DssLockQuorumLost",
+        expr='sum(up{job="dss-lock"}) < QUORUM',
+        hold="10s",
+        severity="critical",
+        summary="fewer than QUORUM lock nodes answer",
+        meaning="Without a quorum no lock is granted and no metadata changes: writes get 503.",
+        action="Start the missing lock nodes with the data they had. Never start one with an "
+        "empty disk in the place of a lost one without removing the lost member first.",
+    ),
+    Alert(
+        name="DssNoLeader",
+        expr="sum by (job, group) (dss_raft_is_leader) == 0",
+        hold="15s",
+        severity="critical",
+        summary="Raft group {{ $labels.group }} has no leader",
+        meaning="No member of the group won an election for 15 s: its requests get 503. Group "
+        "0 is metadata, 1 is locks, 16 and up are queue partitions.",
+        action="Check that a quorum of the group's nodes is up and that they reach each other "
+        "on the peer port (`GET /v1/raft/status` shows links and terms).",
+    ),
+    Alert(
+        name="DssElectionsOften",
+        expr="max by (job, group) (changes(dss_raft_term[5m])) > 5",
+        hold="1m",
+        severity="warning",
+        summary="the term of Raft group {{ $labels.group }} changes again and again",
+        meaning="Leaders do not last: nodes restart, the network is slow, or fsync and the "
+        "event loop are slower than the election timeout.",
+        action="Look at fsync time and loop lag; if they are high and cannot be lowered, raise "
+        "ELECTION_MIN_MS and ELECTION_MAX_MS on all nodes.",
+    ),
+    Alert(
+        name="DssFsyncSlow",
+        expr="histogram_quantile(0.99, "
+        "sum by (node, le) (rate(dss_raft_fsync_seconds_bucket[5m]))) > 0.1",
+        hold="5m",
+        severity="warning",
+        summary="fsync on {{ $labels.node }} takes over 100 ms",
+        meaning="Every acknowledged write waits for an fsync on a quorum: the disk is too slow "
+        "or shared with something heavy.",
+        action="Give DATA_DIR a disk of its own, or find who writes on it.",
+    ),
+    Alert(
+        name="DssLoopLag",
+        expr="histogram_quantile(0.99, "
+        "sum by (node, le) (rate(dss_event_loop_lag_seconds_bucket[5m]))) > 0.25",
+        hold="5m",
+        severity="warning",
+        summary="the event loop of {{ $labels.node }} is late by over 250 ms",
+        meaning="The process gets too little CPU or something blocks its loop; heartbeats "
+        "suffer next.",
+        action="Look at the machine's CPU and at the node's garbage collection pauses.",
+    ),
+    Alert(
+        name="DssServerErrors",
+        expr="sum by (node) "
+        '(rate(dss_http_request_duration_seconds_count{status=~"50[04]"}[5m])) > 0.1',
+        hold="2m",
+        severity="warning",
+        summary="{{ $labels.node }} answers with 500 or 504",
+        meaning="500 is a defect or damaged data; 504 is a write whose outcome is unknown.",
+        action="Look at the node's log for the request's problem document.",
+    ),
+    Alert(
+        name="DssDiskReplaced",
+        expr="increase(dss_raft_mismatched_incarnations_total[5m]) > 0",
+        hold="0s",
+        severity="critical",
+        summary="{{ $labels.node }} refuses a member that came back with another disk",
+        meaning="A node runs under a known id with an empty or foreign DATA_DIR. It must not "
+        "vote, so the group runs with one member less.",
+        action="Give the node its old DATA_DIR back, or remove the member and add it anew.",
+    ),
+)
+"""QUORUM stands for the lock nodes' quorum."""
+
+
 def alerts(cluster: DSSCluster) -> tuple[Alert, ...]:
     """All alerts of a cluster with these counts."""
-    quorum = cluster.lock.replicas // 2 + 1
-    return (
-        Alert(
-            name="DssNodeDown",
-            expr='up{job=~"dss-.*"} == 0',
-            hold="30s",
-            severity="warning",
-            summary="{{ $labels.node }} does not answer",
-            meaning="Prometheus cannot scrape the node: it is stopped, unreachable or overloaded.",
-            action="Look at its log. Nothing is lost while a quorum of its role is up; a lock or "
-            "queue node catches up by itself when it is back with its data.",
-        ),
-        Alert(
-            name="DssLockQuorumLost",
-            expr=f'sum(up{{job="dss-lock"}}) < {quorum}',
-            hold="10s",
-            severity="critical",
-            summary=f"fewer than {quorum} of {cluster.lock.replicas} lock nodes answer",
-            meaning="Without a quorum no lock is granted and no metadata changes: writes get 503.",
-            action="Start the missing lock nodes with the data they had. Never start one with an "
-            "empty disk in the place of a lost one without removing the lost member first.",
-        ),
-        Alert(
-            name="DssNoLeader",
-            expr="sum by (job, group) (dss_raft_is_leader) == 0",
-            hold="15s",
-            severity="critical",
-            summary="Raft group {{ $labels.group }} has no leader",
-            meaning="No member of the group won an election for 15 s: its requests get 503. Group "
-            "0 is metadata, 1 is locks, 16 and up are queue partitions.",
-            action="Check that a quorum of the group's nodes is up and that they reach each other "
-            "on the peer port (`GET /v1/raft/status` shows links and terms).",
-        ),
-        Alert(
-            name="DssElectionsOften",
-            expr="max by (job, group) (changes(dss_raft_term[5m])) > 5",
-            hold="1m",
-            severity="warning",
-            summary="the term of Raft group {{ $labels.group }} changes again and again",
-            meaning="Leaders do not last: nodes restart, the network is slow, or fsync and the "
-            "event loop are slower than the election timeout.",
-            action="Look at fsync time and loop lag; if they are high and cannot be lowered, raise "
-            "ELECTION_MIN_MS and ELECTION_MAX_MS on all nodes.",
-        ),
-        Alert(
-            name="DssFsyncSlow",
-            expr="histogram_quantile(0.99, "
-            "sum by (node, le) (rate(dss_raft_fsync_seconds_bucket[5m]))) > 0.1",
-            hold="5m",
-            severity="warning",
-            summary="fsync on {{ $labels.node }} takes over 100 ms",
-            meaning="Every acknowledged write waits for an fsync on a quorum: the disk is too slow "
-            "or shared with something heavy.",
-            action="Give DATA_DIR a disk of its own, or find who writes on it.",
-        ),
-        Alert(
-            name="DssLoopLag",
-            expr="histogram_quantile(0.99, "
-            "sum by (node, le) (rate(dss_event_loop_lag_seconds_bucket[5m]))) > 0.25",
-            hold="5m",
-            severity="warning",
-            summary="the event loop of {{ $labels.node }} is late by over 250 ms",
-            meaning="The process gets too little CPU or something blocks its loop; heartbeats "
-            "suffer next.",
-            action="Look at the machine's CPU and at the node's garbage collection pauses.",
-        ),
-        Alert(
-            name="DssServerErrors",
-            expr="sum by (node) "
-            '(rate(dss_http_request_duration_seconds_count{status=~"50[04]"}[5m])) > 0.1',
-            hold="2m",
-            severity="warning",
-            summary="{{ $labels.node }} answers with 500 or 504",
-            meaning="500 is a defect or damaged data; 504 is a write whose outcome is unknown.",
-            action="Look at the node's log for the request's problem document.",
-        ),
-        Alert(
-            name="DssDiskReplaced",
-            expr="increase(dss_raft_mismatched_incarnations_total[5m]) > 0",
-            hold="0s",
-            severity="critical",
-            summary="{{ $labels.node }} refuses a member that came back with another disk",
-            meaning="A node runs under a known id with an empty or foreign DATA_DIR. It must not "
-            "vote, so the group runs with one member less.",
-            action="Give the node its old DATA_DIR back, or remove the member and add it anew.",
-        ),
+    quorum = str(cluster.lock.replicas // 2 + 1)
+    return tuple(
+        msgspec.structs.replace(
+            alert,
+            expr=alert.expr.replace("QUORUM", quorum),
+            summary=alert.summary.replace("QUORUM", quorum),
+        )
+        for alert in ALERTS
     )
 
 
