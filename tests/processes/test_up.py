@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from cluster_process import Cluster, alive, dss, environment, free_base_port, request, until
+from cluster_process import Cluster, alive, dss, free_base_port, request, until
 
 
 def test_up__ready_with_a_table_and_things_to_try(cluster: Cluster) -> None:
@@ -148,45 +143,3 @@ def test_up_killed__no_node_survives(tmp_path: Path) -> None:
         until(lambda: not [pid for pid in pids.values() if alive(pid)], "all nodes ended", 10)
     finally:
         cluster.stop()
-
-
-def test_ctrl_c_under_make__ends_well(tmp_path: Path) -> None:
-    """On a terminal, as a person does it: no error from make, exit code 0."""
-    base = free_base_port()
-    (tmp_path / "Makefile").write_text(
-        f"up:\n\t@exec {sys.executable} -m dss.cli.main up --lock 1 --queue 1 --cache 1 "
-        f"--base-port {base} --data-dir data\n"
-    )
-    main_fd, terminal_fd = pty.openpty()
-    code = "import os, sys; os.setsid(); os.close(os.open(os.ttyname(0), os.O_RDWR)); " \
-        "os.execvp('make', ['make', 'up'])"  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path,
-        stdin=terminal_fd, stdout=terminal_fd, stderr=terminal_fd, env=environment(),
-    )  # fmt: skip
-    os.close(terminal_fd)
-    try:
-        seen = _read_until(main_fd, b"Try:", 60)
-        assert b"Try:" in seen, seen.decode()
-        os.write(main_fd, b"\x03")
-        rest = _read_until(main_fd, b"all nodes stopped", 30)
-        assert process.wait(30) == 0, rest.decode()
-        rest += _read_until(main_fd, b"\0", 1)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(main_fd)
-    assert b"all nodes stopped" in rest, rest.decode()
-    assert b"***" not in rest, rest.decode()
-
-
-def _read_until(fd: int, wanted: bytes, timeout_s: float) -> bytes:
-    """What the terminal shows, up to `wanted` or the end."""
-    seen, deadline = b"", time.monotonic() + timeout_s
-    while wanted not in seen and time.monotonic() < deadline:
-        if select.select([fd], [], [], 0.2)[0]:
-            try:
-                seen += os.read(fd, 4096)
-            except OSError:  # the other side is closed
-                break
-    return seen
