@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from dss.cli.connect import nodes
-from dss.cli.http import Problem, query, segment
+from dss.cli.http import query, segment
 from dss.cli.output import Output
 
 
@@ -47,37 +48,29 @@ def delete(args: argparse.Namespace) -> int:
 
 def line(args: argparse.Namespace) -> int:
     """The line as every reachable cache node sees it: that is what MESI is about."""
-    client = nodes(args)
-    found = [client.ask("cache", "GET", _path(args.key) + "/line").json()]
-    for node in client.cluster():
-        if node["role"] == "cache":
-            try:
-                answer = client.ask_one(node["url"], _path(args.key) + "/line")
-            except Problem:
-                continue
-            if answer is not None:
-                found.append(answer.json())
-    lines = list({str(view.get("node", view)): view for view in found}.values())
-    names = list(dict.fromkeys(name for view in lines for name in view))
+    client, path = nodes(args), _path(args.key) + "/line"
+    found = client.ask_each("cache", path) or [client.ask("cache", "GET", path).json()]
+    lines = sorted({view["node"]: view for view in found}.values(), key=_node)
+    names = ("node", "state", "version", "home", "owner", "sharers", "phase", "epoch")
     rows = [[view.get(name) for name in names] for view in lines]
-    Output(args.json).table({"key": args.key, "nodes": lines}, names, rows, "no cache node knows")
+    Output(args.json).table({"key": args.key, "nodes": lines}, names, rows, "no cache node answers")
     return 0
 
 
 def stats(args: argparse.Namespace) -> int:
     """Each reachable cache node's counters."""
-    client = nodes(args)
-    found: dict[str, dict[str, object]] = {}
-    first = client.ask("cache", "GET", "/v1/cache:stats")
-    urls = {node["url"]: node["id"] for node in client.cluster() if node["role"] == "cache"}
-    found[urls.get(first.endpoint, first.endpoint)] = first.json()
-    for url, name in urls.items():
-        if name not in found and (answer := client.ask_one(url, "/v1/cache:stats")) is not None:
-            found[name] = answer.json()
-    counters = list(dict.fromkeys(key for values in found.values() for key in values))
-    rows = [[key, *(values.get(key) for values in found.values())] for key in counters]
-    Output(args.json).table(found, ["", *found], rows, "no counters yet")
+    client, path = nodes(args), "/v1/cache:stats"
+    found = client.ask_each("cache", path) or [client.ask("cache", "GET", path).json()]
+    views = sorted({view["node"]: view for view in found}.values(), key=_node)
+    counters = [name for name in views[0] if name != "node"]
+    rows = [[name, *(view.get(name) for view in views)] for name in counters]
+    header = ["", *(view["node"] for view in views)]
+    Output(args.json).table({"nodes": views}, header, rows, "no counters yet")
     return 0
+
+
+def _node(view: dict[str, Any]) -> str:
+    return str(view["node"])
 
 
 def _path(key: str) -> str:

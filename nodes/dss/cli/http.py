@@ -15,6 +15,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -156,6 +157,24 @@ class Nodes:
             return self._send(endpoint, "GET", path, None, {}, _CONNECT_AND_READ_S)
         except _NotThere:
             return None
+
+    def ask_each(self, role: str, path: str) -> list[Any]:
+        """GET `path` from every node of `role` that can be reached; the JSON bodies.
+
+        From outside only the endpoints may be reachable, from inside only what the cluster
+        lists: both are asked. A node that is met twice answers twice.
+        """
+        urls = [*self.endpoints, *self._listed(role)]
+
+        def get(url: str) -> Any:
+            try:
+                answer = self.ask_one(url, path)
+                return answer.json() if answer is not None else None
+            except CliError:
+                return None
+
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return [body for body in pool.map(get, dict.fromkeys(urls)) if body is not None]
 
     def cluster(self) -> list[dict[str, Any]]:
         """`GET /v1/cluster`: every node with id, role and url."""

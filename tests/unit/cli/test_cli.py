@@ -318,6 +318,25 @@ def test_cache_put_and_get__raw_bytes_and_version(
     assert capfd.readouterr().out == '"k" written, version 7\n42'
 
 
+def test_cache_line__as_every_node_sees_it(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def view(node: str, state: str) -> Reply:
+        return 200, {"node": node, "state": state, "version": 2, "home": "cache-1",
+                     "owner": None, "sharers": ["cache-1", "cache-2"], "epoch": 1}  # fmt: skip
+
+    other = serve({"GET /v1/cache/k/line": view("cache-1", "S")})
+    replies: dict[str, Any] = {"GET /v1/cache/k/line": view("cache-2", "I")}
+    asked = serve(replies)
+    nodes = [{"id": n, "role": "cache", "url": u} for n, u in
+             (("cache-1", other.url), ("cache-2", asked.url))]  # fmt: skip
+    replies["GET /v1/cluster"] = (200, {"nodes": nodes})
+    assert dss(asked, "cache", "line", "k") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1][:4] == ["cache-1", "S", "2", "cache-1"]
+    assert rows[2][:4] == ["cache-2", "I", "2", "cache-1"]
+
+
 def test_not_found__exit_1(serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]) -> None:
     node = serve({"GET /v1/cache/k": (404, {"code": "not_found", "detail": 'no key "k"'})})
     assert dss(node, "cache", "get", "k") == 1
