@@ -309,10 +309,29 @@ def test_answer_in_the_same_batch_as_the_tick__beats_the_timer():
 def test_two_leaders_in_one_term__raises_with_the_story():
     raft = make()
     raft.step([fx.Receive("b", msg.Heartbeat(GROUP, 1, 0))], 10)
-    with pytest.raises(AssertionError, match="two leaders in term 1"):
+    with pytest.raises(AssertionError, match="two leaders in term 1") as raised:
         raft.step([fx.Receive("c", msg.Heartbeat(GROUP, 1, 0))], 11)
+    assert "10 follower term 1 leader b: b leads a newer term" in str(raised.value)
 
 
 def test_settings__impossible_timings_are_refused():
     with pytest.raises(ValueError, match="heartbeat_ms < election_min_ms"):
         RaftSettings(heartbeat_ms=400)
+
+
+def test_heartbeats__of_all_groups_fall_into_the_same_millisecond():
+    cluster = Cluster(3)
+    raft = cluster.elect("n1").raft
+    raft.step([fx.Tick()], 2_007)
+    assert raft.next_deadline_ms == 2_050
+    raft.step([fx.Tick()], 2_050)
+    assert raft.next_deadline_ms == 2_100
+
+
+def test_lone_voter_with_a_learner__sends_nothing_of_its_term_before_the_term_is_synced():
+    raft = make(configuration=configuration("a", ["z"]))
+    effects = raft.step([fx.Tick()], 1_000)
+    assert raft.role == "leader"
+    assert kinds(effects, fx.Send) == []
+    (first,) = kinds(effects, fx.SendAfterSync)
+    assert isinstance(first.message, msg.AppendRequest)

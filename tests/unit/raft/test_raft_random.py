@@ -19,8 +19,11 @@ STEPS = 1_500
 class Chaos:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        voters = self.rng.choice([1, 2, 3, 3, 5])
+        learners = ["z"] if voters == 1 or self.rng.random() < 0.2 else []
         self.cluster = Cluster(
-            self.rng.choice([2, 3, 3, 5]),
+            logs={name: [] for name in [f"n{i}" for i in range(voters)] + learners},
+            learners=learners,
             seed=seed,
             pre_vote=self.rng.random() < 0.7,
             log_tail_entries=self.rng.choice([0, 3, 50]),

@@ -47,7 +47,7 @@ class Leadership:
         self._settings = raft.settings
         self.peers: dict[str, Progress] = {}
         self.reads = ReadRounds()
-        self.heartbeat_due_ms = raft.now_ms + raft.settings.heartbeat_ms
+        self.heartbeat_due_ms = self._next_heartbeat_ms()
         self.transfer_target: str | None = None
         self.transfer_until_ms = 0
         self._commit_dirty = self._send_dirty = False
@@ -155,6 +155,11 @@ class Leadership:
 
     # --- time ------------------------------------------------------------------------------
 
+    def _next_heartbeat_ms(self) -> int:
+        """The next multiple of heartbeat_ms: all groups of a process beat in one cycle."""
+        now, every = self._raft.now_ms, self._settings.heartbeat_ms
+        return now - now % every + every
+
     def on_tick(self) -> bool:
         """A heartbeat is due. False: no quorum has answered for too long, step down."""
         raft = self._raft
@@ -165,7 +170,7 @@ class Leadership:
         if self.transfer_target is not None and now >= self.transfer_until_ms:
             raft.note(f"gave up handing over to {self.transfer_target}")
             self.transfer_target = None
-        self.heartbeat_due_ms = now + self._settings.heartbeat_ms
+        self.heartbeat_due_ms = self._next_heartbeat_ms()
         self._broadcast_heartbeat()
         return True
 

@@ -168,8 +168,11 @@ class Raft:
         try:
             self._check()
         except AssertionError as error:
-            story = "\n".join(self.story)
-            raise AssertionError(f"{self.node_id}: {error}\n{story}") from error
+            raise self._with_story(error) from error
+
+    def _with_story(self, error: AssertionError) -> AssertionError:
+        lines = [f"{self.node_id}, group {self.group}, term {self.term}: {error}", *self.story]
+        return AssertionError("\n".join(lines))
 
     def _check(self) -> None:
         log = self.log
@@ -190,7 +193,18 @@ class Raft:
     # --- step ------------------------------------------------------------------------------
 
     def step(self, events: Sequence[fx.Event], now_ms: int) -> list[fx.Effect]:
-        """Take in a batch of events; what must be done about them, in order."""
+        """Take in a batch of events; what must be done about them, in order.
+
+        Raises:
+            AssertionError: the impossible happened (its text ends with the story): this member
+                must not go on.
+        """
+        try:
+            return self._step(events, now_ms)
+        except AssertionError as error:
+            raise self._with_story(error) from error
+
+    def _step(self, events: Sequence[fx.Event], now_ms: int) -> list[fx.Effect]:
         out: list[fx.Effect] = []
         self._out = out
         self.now_ms = now_ms
