@@ -139,9 +139,14 @@ class SnapshotStore:
     def __init__(self, files: Files) -> None:
         self.files = files
         self._layouts: dict[str, _Layout] = {}
+        self._known: dict[int, dict[int, None]] = {}
+        """Group -> indexes that have a file, so that asking costs no system call."""
         for name in files.list():
+            match = _NAME.fullmatch(name)
             if name.endswith(".tmp"):
                 remove_if_there(files, name)
+            elif match:
+                self._known.setdefault(int(match[1]), {})[int(match[2])] = None
         # A killed process may have left names that only the kernel knows yet.
         files.sync_dir()
 
@@ -193,6 +198,7 @@ class SnapshotStore:
             self._layouts.pop(name, None)
             self.files.rename(tmp, name)
         self.files.sync_dir()
+        self._known.setdefault(meta.group, {})[meta.index] = None
 
     def prune(self, group: int, keep_index: int) -> int:
         """Remove the group's snapshots before `keep_index`; returns how many.
@@ -200,13 +206,12 @@ class SnapshotStore:
         Only once the WAL's mark at `keep_index` is durable (`Wal.durable_snapshot`): recovery
         asks for the snapshot that the WAL names.
         """
-        removed = 0
-        for index in self._indexes(group):
-            if index < keep_index:
-                self._layouts.pop(_name(group, index), None)
-                remove_if_there(self.files, _name(group, index))
-                removed += 1
-        return removed
+        old = [index for index in self._indexes(group) if index < keep_index]
+        for index in old:
+            self._layouts.pop(_name(group, index), None)
+            del self._known[group][index]
+            remove_if_there(self.files, _name(group, index))
+        return len(old)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -217,10 +222,7 @@ class SnapshotStore:
 
     def meta(self, group: int, index: int) -> SnapshotMeta | None:
         """The snapshot of `group` at `index`; None when it is not there (any more)."""
-        name = _name(group, index)
-        if name not in self._layouts and not self.files.exists(name):
-            return None
-        return self._layout(group, index).meta
+        return self._layout(group, index).meta if index in self._indexes(group) else None
 
     def load(self, group: int, index: int) -> bytes:
         """The whole data.
@@ -248,8 +250,7 @@ class SnapshotStore:
         return data[offset - first : end - first], whole
 
     def _indexes(self, group: int) -> list[int]:
-        matches = (_NAME.fullmatch(name) for name in self.files.list())
-        return [int(match[2]) for match in matches if match and int(match[1]) == group]
+        return sorted(self._known.get(group, ()))
 
     def _is_whole(self, group: int, index: int) -> bool:
         try:

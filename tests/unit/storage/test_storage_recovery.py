@@ -63,6 +63,71 @@ def test_torn_at_every_byte__cut_off_and_written_over(rest: int) -> None:
         assert wal.torn_bytes == 0
 
 
+def test_torn_at_every_byte_in_a_recycled_segment__stale_records_stay_dead() -> None:
+    files = SimFiles(Random(1))
+    wal, _ = open_wal(files)
+    wal.create_group(1, ABC)
+    for index in range(1, 41):
+        wal.append(1, [entry(index, size=200)])
+    wal.snapshot(1, 40, 1, 1, ABC)
+    wal.write()
+    wal.sync()
+    assert wal.reclaim() == 2
+    wal.append(1, [entry(41, size=4000)])  # rolls into a recycled file
+    wal.write()
+    wal.snapshot(1, 41, 1, 1, ABC)
+    wal.append(1, [entry(42, size=3500)])  # and again
+    wal.write()
+    wal.sync()
+    name = segment_name(wal._number)
+    start = wal._offset
+    before = open_wal(files.copy())[1]
+    stale = files.contents(name)
+    wal.append(1, [entry(43, size=60)])
+    wal.write()
+    end = wal._offset
+    assert stale[end:].strip(b"\0"), "there are stale bytes behind the tail"
+    for cut in range(start, end):
+        torn = files.copy()
+        if stale[cut:end] == files.contents(name)[cut:end]:
+            continue  # these stale bytes happen to be the right ones
+        overwrite(torn, name, cut, stale[cut:])
+        wal, found = open_wal(torn)
+        assert found == before
+        assert (wal.torn_bytes > 0) == (cut > start)
+        assert not torn.contents(name)[start:].strip(b"\0")
+
+
+def test_random_damage__only_ever_raises_corrupt_data() -> None:
+    files, expected = three_segments()
+    refused = 0
+    for seed in range(400):
+        rng = Random(seed)
+        damaged = files.copy()
+        name = rng.choice(files.list())
+        size = len(files.contents(name))
+        at = rng.randrange(size)
+        how = rng.choice(("random", "zeros", "moved", "cut"))
+        if how == "random":
+            overwrite(damaged, name, at, rng.randbytes(rng.randrange(1, 700)))
+        elif how == "zeros":
+            overwrite(damaged, name, at, bytes(rng.randrange(1, 700)))
+        elif how == "moved":
+            source = rng.randrange(size)
+            overwrite(damaged, name, at, files.contents(name)[source : source + 512])
+        else:
+            file = damaged.open(name, create=False)
+            file.truncate(at)
+            file.datasync()
+        try:
+            _, found = open_wal(damaged)
+        except CorruptData:
+            refused += 1
+        else:
+            assert found == expected, f"seed {seed}: {how} in {name} at {at}"
+    assert refused > 100
+
+
 def test_torn_record_before_a_whole_one__the_whole_one_never_comes_back() -> None:
     files = SimFiles(Random(1))
     wal, _ = open_wal(files)
