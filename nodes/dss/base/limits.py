@@ -134,8 +134,6 @@ STREAM_CLOSE_S: Final = 2.0
 CACHE_TTL_MS_MAX: Final = 24 * 3_600_000
 CACHE_TTL_MS_MIN: Final = 100
 """A cached value's life: shorter than 100 ms is below what leases can honour."""
-CACHE_SLOTS: Final = 256
-"""Slots of the key space: each has one home and one version sequence in main memory."""
 CACHE_REQUEST_MS: Final = 5_000
 """A request to a key's home is given up after this: well above one lease plus one fsync."""
 CACHE_LINE_QUEUE_MAX: Final = 1_024
@@ -165,8 +163,8 @@ PARTITION_MESSAGES_MAX: Final = 500_000
 """Messages of all queues kept in one partition: about 150 MB of records."""
 PARTITION_BYTES_MAX: Final = 128 * MIB
 """Bodies of one partition, which are in memory and in its snapshot; beyond is `queue_full`."""
-RECEIVE_BYTES_MAX: Final = 4 * MIB
-"""Bodies that one receive takes out of a partition (always at least one message)."""
+RECEIVE_BYTES_MAX: Final = 8 * MIB
+"""Bodies that one receive takes together: its answer is one peer frame."""
 HEADERS_MAX: Final = 32
 """Headers of a message: for tracing and types; data belongs in the body."""
 HEADER_CHARS_MAX: Final = 1_024
@@ -175,7 +173,8 @@ DUE_ITEMS_MAX: Final = 1_000
 """Leases and delays ended by one log entry (more only when they end in the same ms)."""
 INTERESTS_MAX: Final = 10_000
 """Long polls of one node, and queues that one other node waits for."""
-WATCHERS_MAX: Final = 256
-"""Unanswered metadata watches of one lock node: one per node of the cluster is normal."""
+TAKE_PARTITIONS_MAX: Final = 8
+"""Partitions that one receive takes messages from: with a body of the largest size in each, the
+answer still fits RECEIVE_BYTES_MAX."""
 FORWARDED_READ_RETRY_MS: Final = 25
 """Pause before a read asks again for a leader: a fraction of an election."""

@@ -19,6 +19,7 @@ from dss.base.limits import (
     NAME_BYTES_MAX,
     QUEUE_DELIVERIES_MAX,
     QUEUE_LENGTH_MAX,
+    RECEIVE_BYTES_MAX,
     VISIBILITY_MS_DEFAULT,
     VISIBILITY_MS_MAX,
 )
@@ -83,11 +84,12 @@ class Send(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Receive(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Lease up to `max` visible messages, oldest first."""
+    """Lease up to `max` visible messages, oldest first, of `bytes_max` (but at least one)."""
 
     queue: Name
     max: BatchSize = 1
     visibility_ms: VisibilityMs | None = None
+    bytes_max: Annotated[int, msgspec.Meta(ge=1, le=RECEIVE_BYTES_MAX)] = RECEIVE_BYTES_MAX
 
 
 Delivery = tuple[Counter, Counter]

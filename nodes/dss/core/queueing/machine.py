@@ -23,7 +23,6 @@ from dss.base.limits import (
     PARTITION_BYTES_MAX,
     PARTITION_MESSAGES_MAX,
     QUEUES_MAX,
-    RECEIVE_BYTES_MAX,
 )
 from dss.core.machine import CommandCodec, Result, Wake
 from dss.core.queueing.commands import (
@@ -296,7 +295,7 @@ class QueueMachine:
         visibility_ms = command.visibility_ms or queue.settings.visibility_ms
         taken: list[Record] = []
         answer: list[Delivered] = []
-        room = RECEIVE_BYTES_MAX
+        room = command.bytes_max
         for _ in range(min(command.max, len(fresh) + len(returned))):
             from_returned = bool(returned) and (not fresh or returned[0][0] < fresh[0].sequence)
             record = returned[0][1] if from_returned else fresh[0]
