@@ -1,0 +1,348 @@
+"""`/v1/cache`: values as raw bodies, their version as a strong ETag; batches and lines as JSON.
+
+What must not live here: decisions about coherence (core/mesi), about where a key lives.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+from aiohttp import web
+
+from dss.api.problem import ErrorReply, check_name, path_name, read_body, read_json
+from dss.api.routes import Route
+from dss.base import limits
+from dss.base.errors import DssError, Invalid, NotFound, TooLarge
+from dss.core.mesi.effects import Answer
+from dss.core.mesi.messages import ANY_VERSION, DELETE, INCR, PUT
+from dss.drivers.caches import CacheService, CacheStats, LineView
+
+DEFAULT_TYPE: Final = "application/octet-stream"
+CONTENT_TYPE_MAX: Final = 256
+_NOTHING: Final = {"Server": "dss"}
+_encode = msgspec.json.Encoder().encode
+_etag = re.compile(r'\s*"(\d{1,19})"\s*')
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.NAME_BYTES_MAX)]
+Ttl = Annotated[int, msgspec.Meta(ge=limits.CACHE_TTL_MS_MIN, le=limits.CACHE_TTL_MS_MAX)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_BATCH = msgspec.Meta(min_length=1, max_length=limits.BATCH_ITEMS_MAX)
+
+
+class Version(msgspec.Struct):
+    """A write's new version; also its ETag."""
+
+    version: int
+
+
+class GetMany(msgspec.Struct, forbid_unknown_fields=True):
+    keys: Annotated[list[Name], _BATCH]
+
+
+class SetItem(msgspec.Struct, forbid_unknown_fields=True):
+    """`value` is text, `value_base64` bytes: exactly one of them."""
+
+    key: Name
+    value: str | None = None
+    value_base64: str | None = None
+    ttl_ms: Ttl | None = None
+
+
+class SetMany(msgspec.Struct, forbid_unknown_fields=True):
+    items: Annotated[list[SetItem], _BATCH]
+
+
+class Increment(msgspec.Struct, forbid_unknown_fields=True):
+    """Add `delta` to the integer at `key` (0 when there is none)."""
+
+    key: Name
+    delta: Int64 = 1
+    ttl_ms: Ttl | None = None
+
+
+class Counted(msgspec.Struct):
+    value: int
+    version: int
+
+
+class Results(msgspec.Struct):
+    """One per item, in order: `{ok: true, …}` or `{ok: false, code, message}`."""
+
+    results: list[dict[str, Any]]
+
+
+def routes(service: CacheService) -> list[Route]:
+    """The cache's routes over `service`."""
+    api = _CacheApi(service)
+    key = "/v1/cache/{key}"
+    return [
+        Route(
+            method="GET",
+            path="/v1/cache:stats",
+            handler=api.stats,
+            summary="Hits, misses, states, evictions, invalidations of the answering node",
+            response=CacheStats,
+        ),
+        Route(
+            method="POST",
+            path="/v1/cache:get",
+            handler=api.get_many,
+            summary="Read up to 1,000 keys",
+            request=GetMany,
+            response=Results,
+        ),
+        Route(
+            method="POST",
+            path="/v1/cache:set",
+            handler=api.set_many,
+            summary="Write up to 1,000 keys; each is its own transaction",
+            request=SetMany,
+            response=Results,
+        ),
+        Route(
+            method="POST",
+            path="/v1/cache:incr",
+            handler=api.increment,
+            summary="Add to an integer, atomically",
+            request=Increment,
+            response=Counted,
+        ),
+        Route(
+            method="GET",
+            path=key,
+            handler=api.get,
+            summary="Read a value: the raw body, its content type, its version as ETag",
+            errors=(304,),
+        ),
+        Route(
+            method="PUT",
+            path=key,
+            handler=api.put,
+            summary="Write a value (the raw body); acknowledged when main memory has it",
+            response=Version,
+            errors=(201, 412),
+            query={"ttl_ms": "Life of the value in ms, 100 to 86,400,000; default: for ever"},
+        ),
+        Route(
+            method="DELETE",
+            path=key,
+            handler=api.delete,
+            summary="Delete a value",
+            status=204,
+            errors=(412,),
+        ),
+        Route(
+            method="GET",
+            path=key + "/line",
+            handler=api.line,
+            summary="The MESI state here, and home, owner, sharers, version",
+            response=LineView,
+        ),
+    ]
+
+
+class _CacheApi:
+    """The handlers, bound to one service."""
+
+    def __init__(self, service: CacheService) -> None:
+        self._service = service
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        key = path_name(request, "key")
+        found: Any = self._service.lookup(key)
+        if found is None:
+            found = await self._service.read(key)
+            if found.status >= 400:
+                raise _failure(found)
+        headers = {
+            "Content-Type": found.content_type or DEFAULT_TYPE,
+            "ETag": f'"{found.version}"',
+            "Server": "dss",
+        }
+        if "If-None-Match" in request.headers or "If-Match" in request.headers:
+            wanted, unwanted = _conditions(request)
+            if wanted is not None and not _matches(wanted, found.version):
+                raise _precondition(key, found.version)
+            if unwanted is not None and _matches(unwanted, found.version):
+                return web.Response(status=304, headers={"ETag": headers["ETag"], **_NOTHING})
+        return web.Response(body=found.value, headers=headers)
+
+    async def put(self, request: web.Request) -> web.StreamResponse:
+        key = path_name(request, "key")
+        ttl_ms = _ttl(request)
+        wanted, unwanted = _conditions(request)
+        kind = request.headers.get("Content-Type", "")
+        if len(kind) > CONTENT_TYPE_MAX:
+            raise Invalid(f"Content-Type is longer than {CONTENT_TYPE_MAX} characters")
+        value = await read_body(request)
+        answer = await self._service.write(key, PUT, value, kind, ttl_ms, wanted, unwanted)
+        if answer.status >= 400:
+            raise _failure(answer)
+        headers = {"ETag": f'"{answer.version}"', "Content-Type": "application/json", **_NOTHING}
+        body = _encode(Version(answer.version))
+        return web.Response(status=answer.status, body=body, headers=headers)
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        key = path_name(request, "key")
+        wanted, unwanted = _conditions(request)
+        answer = await self._service.write(key, DELETE, if_match=wanted, if_none_match=unwanted)
+        if answer.status >= 400:
+            raise _failure(answer)
+        return web.Response(status=204, headers=_NOTHING)
+
+    async def line(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._service.line(path_name(request, "key")))
+
+    async def stats(self, request: web.Request) -> web.StreamResponse:
+        return _json(self._service.stats())
+
+    async def get_many(self, request: web.Request) -> web.StreamResponse:
+        body = await read_json(request, GetMany)
+        for key in body.keys:
+            check_name(key)
+        # All are asked for before the first is awaited: their homes work side by side.
+        found = [self._copy(key) or self._service.read(key) for key in body.keys]
+        size = 0
+        results = []
+        for key, item in zip(body.keys, found, strict=True):
+            answer = item if isinstance(item, Answer) else await item
+            size += len(answer.value)
+            if size > limits.STREAM_MESSAGE_BYTES_MAX:
+                raise TooLarge(
+                    f"the values are larger than {limits.STREAM_MESSAGE_BYTES_MAX} bytes "
+                    "together: ask for fewer keys",
+                    limit=limits.STREAM_MESSAGE_BYTES_MAX,
+                )
+            results.append(_result(key, answer, with_value=True))
+        return _json(Results(results))
+
+    def _copy(self, key: str) -> Answer | None:
+        line = self._service.lookup(key)
+        if line is None:
+            return None
+        return Answer(0, 200, "", "", line.version, line.value, line.content_type)
+
+    async def set_many(self, request: web.Request) -> web.StreamResponse:
+        items = (await read_json(request, SetMany)).items
+        writes = []
+        for item in items:
+            check_name(item.key)
+            value, kind = _value_of(item)
+            writes.append((item.key, PUT, value, kind, item.ttl_ms or 0))
+        futures = [self._service.write(*write) for write in writes]
+        answers: Sequence[Answer] = [await future for future in futures]
+        return _json(
+            Results([_result(i.key, a, False) for i, a in zip(items, answers, strict=True)])
+        )
+
+    async def increment(self, request: web.Request) -> web.StreamResponse:
+        body = await read_json(request, Increment)
+        check_name(body.key)
+        answer = await self._service.write(
+            body.key, INCR, ttl_ms=body.ttl_ms or 0, delta=body.delta
+        )
+        if answer.status >= 400:
+            raise _failure(answer)
+        return _json(Counted(int(answer.value), answer.version))
+
+
+# --- helpers ------------------------------------------------------------------------------
+
+
+def _failure(answer: Answer) -> DssError:
+    """The problem of a refused request; 412 and 404 name the version if there is one."""
+    if answer.status == 404:
+        return NotFound(answer.message)
+    body: dict[str, Any] = {"code": answer.code, "message": answer.message}
+    if answer.retry_after_ms:
+        body["retry_after_ms"] = answer.retry_after_ms
+    if answer.status == 412:
+        body["version"] = answer.version
+    return ErrorReply(answer.status, body)
+
+
+def _precondition(key: str, version: int) -> DssError:
+    message = f"cache key {key!r}: the condition does not hold: its version is {version}"
+    return ErrorReply(412, {"code": "precondition_failed", "message": message, "version": version})
+
+
+def _conditions(
+    request: web.Request,
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    headers = request.headers
+    return _versions(headers, "If-Match"), _versions(headers, "If-None-Match")
+
+
+def _versions(headers: Any, name: str) -> tuple[int, ...] | None:
+    """`*` or a list of strong ETags that this API has given out."""
+    text = headers.get(name)
+    if text is None:
+        return None
+    if text.strip() == "*":
+        return (ANY_VERSION,)
+    versions = []
+    for part in text.split(",")[: limits.BATCH_ITEMS_MAX]:
+        match = _etag.fullmatch(part)
+        if match is None:
+            raise Invalid(f'{name}: expected * or versions like "17", not {part.strip()!r}')
+        versions.append(min(int(match[1]), 2**63 - 1))
+    return tuple(versions)
+
+
+def _matches(versions: tuple[int, ...], version: int) -> bool:
+    return ANY_VERSION in versions or version in versions
+
+
+def _ttl(request: web.Request) -> int:
+    text = request.query.get("ttl_ms")
+    if text is None:
+        return 0
+    low, high = limits.CACHE_TTL_MS_MIN, limits.CACHE_TTL_MS_MAX
+    ttl_ms = int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else 0
+    if not low <= ttl_ms <= high:
+        raise Invalid(f"ttl_ms={text!r}: expected whole ms, {low} to {high}")
+    return ttl_ms
+
+
+def _value_of(item: SetItem) -> tuple[bytes, str]:
+    if (item.value is None) == (item.value_base64 is None):
+        raise Invalid(f"{item.key!r}: give exactly one of value and value_base64")
+    if item.value is not None:
+        value, kind = item.value.encode(), "text/plain; charset=utf-8"
+    else:
+        try:
+            value = base64.b64decode(item.value_base64 or "", validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise Invalid(f"{item.key!r}: value_base64: {error}") from error
+        kind = DEFAULT_TYPE
+    if len(value) > limits.VALUE_BYTES_MAX:
+        raise TooLarge(
+            f"{item.key!r}: the value is larger than {limits.VALUE_BYTES_MAX} bytes",
+            limit=limits.VALUE_BYTES_MAX,
+        )
+    return value, kind
+
+
+def _result(key: str, answer: Answer, with_value: bool) -> dict[str, Any]:
+    """One item of a batch's answer. Text that is not UTF-8 comes as `value_base64`."""
+    if answer.status >= 400:
+        return {"ok": False, "key": key, "code": answer.code, "message": answer.message}
+    result: dict[str, Any] = {"ok": True, "key": key, "version": answer.version}
+    if with_value:
+        try:
+            result["value"] = answer.value.decode()
+        except UnicodeDecodeError:
+            result["value_base64"] = base64.b64encode(answer.value).decode()
+        result["content_type"] = answer.content_type or DEFAULT_TYPE
+    return result
+
+
+def _json(body: Any) -> web.Response:
+    return web.Response(
+        body=_encode(body), headers={"Content-Type": "application/json", **_NOTHING}
+    )
