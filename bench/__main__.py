@@ -125,7 +125,7 @@ async def _dss(
     cluster = Cluster(folder)
     stack.callback(cluster.stop)
     with console.status("dss up"):
-        await cluster.ready()
+        await cluster.ready(only)
     idle_pids["dss"] = cluster.nodes()
     made: list[Workload] = []
     if "locks" in only:

@@ -43,10 +43,14 @@ class Cluster:
             folder / "dss-up.log",
         )
 
-    async def ready(self) -> None:
-        await wait_ready(
-            [f"{url}/readyz" for url in (*self.lock, *self.queue, *self.cache)], self.up
-        )
+    async def ready(self, only: list[str]) -> None:
+        """All nodes of the roles that are measured; idle CPU is measured of all."""
+        urls = list(self.lock)
+        if {"queues", "idle"} & set(only):
+            urls += self.queue
+        if {"cache", "idle"} & set(only):
+            urls += self.cache
+        await wait_ready([f"{url}/readyz" for url in urls], self.up)
 
     def nodes(self) -> dict[str, int]:
         """Node id -> pid."""
