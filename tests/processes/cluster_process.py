@@ -125,14 +125,16 @@ class Cluster:
              "--base-port", str(self.base_port), "--data-dir", str(self.data_dir)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
         )  # fmt: skip
-        threading.Thread(target=self._collect, args=(self.process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._collect, args=(self.process,), daemon=True)
+        self._reader.start()
         if wait:
             self.wait_ready()
 
     def _collect(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.lines.append(line.rstrip("\n"))
+        with process.stdout as stdout:
+            for line in stdout:
+                self.lines.append(line.rstrip("\n"))
 
     def wait_ready(self) -> None:
         def ready() -> bool:
@@ -157,6 +159,7 @@ class Cluster:
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
+        self._reader.join(10)
         return code
 
     def report(self) -> str:

@@ -74,9 +74,11 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):  # zeros say nothing: `S 3`, not `I 0 S 3 E 0 M 0`
+        return " ".join(f"{name} {_cell(item)}" for name, item in value.items() if item) or "-"
     if isinstance(value, (list, tuple)):
         return " ".join(_cell(item) for item in value) or "-"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (value or "-") if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def duration(ms: float | None) -> str:

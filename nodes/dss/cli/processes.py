@@ -39,15 +39,16 @@ def up(args: argparse.Namespace) -> int:
 
 
 def _called_as() -> str:
-    """`.venv/bin/dss` when that is what the user can type again here, else `dss`."""
+    """What the user can type to run this program: `.venv/bin/dss`, `dss`, or the full path."""
     path = Path(sys.argv[0])
     if path.name != "dss":
         return "dss"
-    try:
-        shown = path.resolve().relative_to(Path.cwd())
-    except ValueError:
+    if os.fspath(path.parent) in os.environ.get("PATH", "").split(os.pathsep):
         return "dss"
-    return str(shown)
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path.absolute())
 
 
 def config_check(args: argparse.Namespace) -> int:
