@@ -308,8 +308,11 @@ class Wal:
             raise StorageFailed(f"the WAL in {self._files.where} cannot be used: {self._poison}")
 
     def _fail(self, doing: str, error: Exception) -> NoReturn:
-        self._poison = f"{doing} failed: {error}"
-        raise StorageFailed(
-            f"the WAL in {self._files.where}: {self._poison}. The node stops; check the disk"
-            " (space, health), then start it again"
-        ) from error
+        if isinstance(error, OSError):
+            what, remedy = str(error), "check the disk (space, health), then start it again"
+        else:  # a record that cannot be: nothing of it was written
+            what = f"unknown group {error}" if isinstance(error, KeyError) else str(error)
+            remedy = "this is a defect of DSS; please report it with the log"
+        self._poison = f"{doing} failed: {what}"
+        message = f"the WAL in {self._files.where}: {self._poison}. The node stops; {remedy}"
+        raise StorageFailed(message) from error

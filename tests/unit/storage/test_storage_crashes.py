@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 from wal_model import SEGMENT_BYTES, Writer, plain, run
 
-from dss.base.errors import StorageFailed
+from dss.base.errors import CorruptData, StorageFailed
+from dss.core.raft.messages import Entry
+from dss.storage.files import File
+from dss.storage.recovery import _Replay
+from dss.storage.segments import Spares, segment_name
 from dss.storage.wal import Wal
 from dss.testing.disk import SimCrash, SimFiles
 
@@ -93,3 +99,37 @@ def test_disk_error_in_every_operation__stops_the_node_and_loses_nothing_synced(
             reborn = Writer.__new__(Writer)
             reborn.__dict__ = dict(writer.__dict__)
             reborn.attach(files.crash(Random(seed)))
+
+
+def lying_sync(wal: Wal) -> None:
+    wal._unsynced = False
+
+
+def keep_void_entries(replay: _Replay, group: int, entries: list[Entry], number: int) -> None:
+    replay.logs[group].append(entries, number)
+    replay.entries[group].extend(entries)
+
+
+def roll_without_directory_sync(spares: Spares, name: str, number: int, content: bytes) -> File:
+    file = spares._files.open(name, create=False)
+    file.pwrite(content, 0)
+    file.datasync()
+    spares._files.rename(name, segment_name(number))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "bug"),
+    [
+        (Wal, "sync", lying_sync),
+        (_Replay, "_append", keep_void_entries),
+        (Spares, "become", roll_without_directory_sync),
+    ],
+)
+def test_planted_bug__is_found(
+    monkeypatch: pytest.MonkeyPatch, owner: type, method: str, bug: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(owner, method, bug)
+    with pytest.raises((AssertionError, CorruptData)):
+        for seed in range(20):
+            run(seed, 60, [0])

@@ -303,7 +303,7 @@ def test_closed_wal__refuses_calls(files: Files) -> None:
     [
         (lambda wal: wal.append(1, [entry(5)]), "do not follow"),
         (lambda wal: wal.append(1, [entry(3), entry(5)]), "cannot reach"),
-        (lambda wal: wal.append(9, [entry(1)]), "9"),
+        (lambda wal: wal.append(9, [entry(1)]), "unknown group 9"),
         (lambda wal: wal.create_group(1, ABC), "exists already"),
         (lambda wal: wal.save_state(1, 4, "a"), "goes back"),
         (lambda wal: wal.save_state(1, 5, "b"), "vote in term 5 changes"),
