@@ -101,6 +101,11 @@ def test_disk_error_in_every_operation__stops_the_node_and_loses_nothing_synced(
             reborn.attach(files.crash(Random(seed)))
 
 
+def run_seeds(seeds: int) -> None:
+    for seed in range(seeds):
+        run(seed, 60, [0])
+
+
 def lying_sync(wal: Wal) -> None:
     wal._unsynced = False
 
@@ -131,5 +136,4 @@ def test_planted_bug__is_found(
 ) -> None:
     monkeypatch.setattr(owner, method, bug)
     with pytest.raises((AssertionError, CorruptData)):
-        for seed in range(20):
-            run(seed, 60, [0])
+        run_seeds(20)
