@@ -36,8 +36,9 @@ x-node: &node
   user: "10001:10001"
   tmpfs: ["/tmp:size=16m,mode=1777"]
   networks: [front, internal]
-  # A node that refuses its settings says so in one line and exits with 78; a restart mends nothing.
-  restart: on-failure:5
+  # Not on-failure: after a reboot of the machine it starts nothing. A node that refuses its
+  # settings says so in one line at each try and exits with 78; Docker tries ever more rarely.
+  restart: unless-stopped
   stop_grace_period: 15s
   mem_limit: 512m
   cpus: 1.0

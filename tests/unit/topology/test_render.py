@@ -133,6 +133,7 @@ def test_compose_services__hardened_bounded_and_checked() -> None:
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service["user"].startswith("0"), name
+        assert service["restart"] == "unless-stopped", name
         assert service["tmpfs"][0].startswith("/tmp:"), name
         assert {"mem_limit", "pids_limit", "cpus"} <= set(service), name
         assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}, name
