@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,8 @@ IN_FLIGHT = (1, 64)
 QUEUE_WORKERS = 16
 SETTLE_S = 3.0
 IDLE_S = 10.0
+BUSY_PER_CPU = 0.5
+"""Load average per CPU before we start, from which on the numbers say more about the others."""
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 console = Console()
@@ -46,6 +49,12 @@ def main() -> int:
 
 
 async def run(only: list[str], seconds: float, rounds: int, output: Path) -> None:
+    load = os.getloadavg()[0]
+    if load > BUSY_PER_CPU * (os.cpu_count() or 1):
+        console.print(
+            f"[bold red]This machine is busy (load {load:.1f} on {os.cpu_count()} CPUs): "
+            "the rates are too low and the ratios uncertain.[/bold red]"
+        )
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="dss-bench-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -64,8 +73,9 @@ async def run(only: list[str], seconds: float, rounds: int, output: Path) -> Non
                 with console.status(f"round {number + 1} of {rounds}: {workload.title}"):
                     await measure(workload, seconds)
         idle = await _idle(idle_pids) if "idle" in only and idle_pids else {}
+    settings = {"seconds": seconds, "rounds": rounds, "only": only, "load_before": load}
     report.show(console, workloads, idle)
-    report.write(output, workloads, idle, {"seconds": seconds, "rounds": rounds, "only": only})
+    report.write(output, workloads, idle, settings)
     console.print(f"written to {output}")
 
 
@@ -140,7 +150,7 @@ async def _dss(
         for batch in (10, 1):
             queues = Queues(http, cluster.queue, batch)
             await queues.create()
-            title = f"DSS queues, batches of {batch}"
+            title = f"DSS queue, batch {batch}"
             made.append(Workload(f"queue-{batch}", title, "messages", QUEUE_WORKERS, queues.cycle))
     if "cache" in only:
         cache = Cache(http, cluster.cache[0])

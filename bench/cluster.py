@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from bench.processes import Started, children, free_base_port, node_id, wait_ready
 from dss.base.errors import DssError
@@ -83,11 +84,12 @@ class Http:
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
     async def post(self, url: str, body: Any) -> Any:
-        async with self.session.post(url, data=_encode(body), headers=_JSON) as response:
+        target = URL(url, encoded=True)
+        async with self.session.post(target, data=_encode(body), headers=_JSON) as response:
             return _checked(response.status, _decode(await response.read()), url)
 
     async def get(self, url: str) -> bytes:
-        async with self.session.get(url) as response:
+        async with self.session.get(URL(url, encoded=True)) as response:
             data = await response.read()
             if response.status != 200:
                 raise RuntimeError(f"{url}: {response.status} {data[:300]!r}")

@@ -42,7 +42,6 @@ def write(
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
             "system": platform.platform(),
-            "load_1m": os.getloadavg()[0],
         },
         "settings": settings,
         "workloads": {
