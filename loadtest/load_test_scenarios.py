@@ -49,6 +49,13 @@ def base_urls(host: str, role: str, environ: dict[str, str] | None = None) -> li
     return [f"http://127.0.0.1:{port}" for port in range(first, first + count)]
 
 
+def said(answer: Any) -> str:
+    """A failure in one line: what the node said, or why nobody answered."""
+    if not answer.status_code:
+        return f"no answer: {type(answer.error).__name__}"
+    return f"{answer.status_code}: {answer.text[:200]}"
+
+
 class DssUser(HttpUser):
     """One client. Each user talks to one node at a time, chosen at its start."""
 
@@ -79,7 +86,7 @@ class DssUser(HttpUser):
             if answer.status_code in accept:
                 answer.success()
             else:
-                answer.failure(f"{answer.status_code}: {answer.text[:200]}")
+                answer.failure(said(answer))
             return answer
 
 
@@ -90,14 +97,20 @@ class LockUser(DssUser):
     weight = 3
 
     def begin(self) -> None:
+        self.newest: dict[str, int] = {}
+        self._open()
+
+    def _open(self) -> bool:
+        """A session, tried again by the next task when it could not be had."""
         answer = self.ask(
             "POST", "/v1/sessions", "session: open", accept=(201,), json={"ttl_ms": SESSION_TTL_MS}
         )
-        self.session = answer.json()["session"]
-        self.newest: dict[str, int] = {}
+        self.session = answer.json()["session"] if answer.status_code == 201 else ""
+        return bool(self.session)
 
     def on_stop(self) -> None:
-        self.ask("DELETE", f"/v1/sessions/{self.session}", "session: end", accept=(200, 204))
+        if self.session:
+            self.ask("DELETE", f"/v1/sessions/{self.session}", "session: end", accept=(200, 204))
 
     @task(10)
     def own_lock(self) -> None:
@@ -109,13 +122,18 @@ class LockUser(DssUser):
 
     @task(2)
     def keepalive(self) -> None:
-        self.ask("POST", f"/v1/sessions/{self.session}/keepalive", "session: keepalive", json={})
+        if self.session or self._open():
+            self.ask(
+                "POST", f"/v1/sessions/{self.session}/keepalive", "session: keepalive", json={}
+            )
 
     @task(1)
     def list_locks(self) -> None:
         self.ask("GET", "/v1/locks?prefix=load-shared-&limit=10", "lock: list")
 
     def _cycle(self, lock: str, name: str, wait_ms: int) -> None:
+        if not self.session and not self._open():
+            return
         body = {"session": self.session, "mode": "exclusive", "wait_ms": wait_ms}
         with self.client.post(
             f"{self.base}/v1/locks/{lock}/acquire", json=body, name=name, catch_response=True
@@ -125,7 +143,7 @@ class LockUser(DssUser):
                 answer.success()
                 return
             if answer.status_code != 200:
-                answer.failure(f"{answer.status_code}: {answer.text[:200]}")
+                answer.failure(said(answer))
                 return
             token = answer.json()["token"]
             if token <= self.newest.get(lock, 0):
@@ -201,7 +219,7 @@ class CacheUser(DssUser):
         url = random.choice(self.urls) + f"/v1/cache/{key}"
         with self.client.get(url, name="cache: read own write", catch_response=True) as answer:
             if answer.status_code != 200:
-                answer.failure(f"{answer.status_code}: {answer.text[:200]}")
+                answer.failure(said(answer))
             elif answer.text != value:
                 answer.failure(f"stale: wrote {value}, read {answer.text[:50]}")
 

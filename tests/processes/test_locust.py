@@ -20,7 +20,7 @@ def test_thirty_seconds_headless__zero_failures(cluster: Cluster, tmp_path: Path
         capture_output=True, text=True, timeout=120,
         env={**environment(), "DSS_BASE_PORT": str(cluster.base_port)},
     )  # fmt: skip
-    print(done.stdout)
+    print(done.stdout, done.stderr)  # the table: which of the two depends on Locust
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     with open(tmp_path / "load_stats.csv", newline="") as file:
         rows = {row["Name"]: row for row in csv.DictReader(file)}

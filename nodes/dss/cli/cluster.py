@@ -108,7 +108,7 @@ def _table_of(args: argparse.Namespace, path: str, empty: str) -> int:
     for name, value in document.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             entries = value
-        elif not args.json and not isinstance(value, (list, dict)):
+        elif not args.json and value is not None and not isinstance(value, (list, dict)):
             output.show(None, f"{name}: {value}")
     names = list(dict.fromkeys(key for entry in entries for key in entry))
     rows = [[entry.get(name) for name in names] for entry in entries]

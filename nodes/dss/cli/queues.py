@@ -71,7 +71,7 @@ def stats(args: argparse.Namespace) -> int:
     client = nodes(args)
     if args.queue:
         result = client.ask("queue", "GET", f"/v1/queues/{segment(args.queue)}/stats").json()
-        rows = [(name, value) for name, value in result.items()]
+        rows = [(name, value) for name, value in result.items() if name != "name"]
         Output(args.json).table(result, ("", args.queue), rows, "nothing known")
         return 0
     listed = client.ask("queue", "GET", "/v1/queues").json()

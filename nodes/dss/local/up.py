@@ -184,8 +184,12 @@ class _Cluster:
         return f"{names}   main memory: {memory.split(':', 1)[0]}"
 
     def _show_progress(self, role: str) -> None:
-        late = [f"{view.name}: {view.problem}" for view in self._of(role) if view.problem]
-        waiting = "; ".join(late) or "no leader yet"
+        late: dict[str, list[str]] = {}
+        for view in self._of(role):
+            if view.problem:
+                late.setdefault(view.problem, []).append(view.name)
+        reasons = [f"{' '.join(names)}: {problem}" for problem, names in late.items()]
+        waiting = "; ".join(reasons) or "a leader"
         self._screen.progress(f"{self._elapsed():.1f} s  waiting for {waiting}")
 
     def _say_what_is_missing(self) -> None:
