@@ -157,6 +157,30 @@ def test_lock__held_once_across_nodes_and_granted_again_with_a_higher_token(stac
     assert again.json["token"] > token
 
 
+def test_lock_leader_killed__lock_still_held_and_the_node_comes_back(stack: Stack) -> None:
+    session = http("POST", f"{LOCK[0]}/v1/sessions", {"ttl_ms": 60_000}).json["session"]
+    body = {"session": session, "mode": "exclusive"}
+    held = http("POST", f"{LOCK[0]}/v1/locks/e2e-kept/acquire", body)
+    assert held.status == 200, held.body
+    groups = http("GET", f"{LOCK[0]}/v1/raft/status").json["groups"]
+    leader = next(group["leader"] for group in groups if group["group_id"] == 1)
+    others = [node for at, node in enumerate(LOCK, 1) if leader != f"lock-{at}"]
+    stack.must("kill", "-s", "KILL", leader)
+
+    def kept() -> bool:
+        answer = http("GET", f"{others[0]}/v1/locks/e2e-kept")
+        return answer.status == 200 and held.json["token"] in (
+            holder["token"] for holder in answer.json["holders"]
+        )
+
+    until("another leader answers for the lock", kept, 20)
+    other = http("POST", f"{others[1]}/v1/sessions", {"ttl_ms": 30_000}).json["session"]
+    refused = http("POST", f"{others[1]}/v1/locks/e2e-kept/acquire", body | {"session": other})
+    assert refused.status == 409, refused.body
+    stack.must("start", leader)
+    until(f"{leader} is healthy", lambda: stack.states()[leader] == "running (healthy)")
+
+
 def test_message__sent_on_one_node_received_and_acknowledged_on_others(stack: Stack) -> None:
     made = http("PUT", f"{QUEUE[0]}/v1/queues/e2e", {})
     assert made.status // 100 == 2, made.body

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -25,7 +26,6 @@ from dss.topology.variables import BY_NAME, PEER_LISTS, VARIABLES, BadValue, Var
 
 EnvOrigin = tuple[str, Mapping[str, int]]
 """The name of the `.env` file that the values came from, and the line of each."""
-_LOOPBACK: Final = ("localhost", "::1")
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -241,8 +241,7 @@ class _Settings:
         if role == "cache" and self.values.get("MEMORY_URL") == "":
             self.add("MEMORY_URL", f"is not set: a cache node needs {_expected('MEMORY_URL')}")
         host = self.values.get("BIND_HOST", "")
-        loopback = host in _LOOPBACK or host.startswith("127.")
-        if not loopback and self.values.get("CLUSTER_SECRET") == "":
+        if not _is_loopback(host) and self.values.get("CLUSTER_SECRET") == "":
             self.add(
                 "CLUSTER_SECRET",
                 f"is not set, but BIND_HOST is {host}, which other machines may reach: "
@@ -327,6 +326,13 @@ class _Settings:
                 f"expected at least 1.5 times ELECTION_MIN_MS, {-(-3 * low // 2)}, found {high}: "
                 "too small a span splits votes",
             )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "")
 
 
 def _expected(name: str) -> str:

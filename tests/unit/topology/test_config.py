@@ -358,6 +358,18 @@ def test_value_and_file_both_set__problem() -> None:
     )
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", ""])
+def test_loopback_without_a_secret__accepted(host: str) -> None:
+    assert check(good(BIND_HOST=host, CLUSTER_SECRET=None)) == []
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "::", "127.example.org"])
+def test_reachable_address_without_a_secret__refused(host: str) -> None:
+    assert [p.variable for p in check(good(BIND_HOST=host, CLUSTER_SECRET=None))] == [
+        "CLUSTER_SECRET"
+    ]
+
+
 def test_secrets__never_printed() -> None:
     secret = "correct-horse-battery"
     environ = good(CLUSTER_SECRET=secret, MEMORY_URL=f"redis://:{secret}@h:6379/0")
