@@ -161,6 +161,34 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
         ),
     ),
     (
+        "Queues",
+        (
+            Panel(
+                title="Queue depth",
+                description="Messages by queue and state; leased ones are with a consumer.",
+                queries=(
+                    ("sum by (queue, state) (dss_queue_messages) > 0", "{{queue}} {{state}}"),
+                ),
+            ),
+            Panel(
+                title="Messages", unit="ops",
+                description="Redelivered ones were neither acknowledged nor extended in time.",
+                queries=tuple(
+                    (f"sum(rate(dss_queue_{what}_total[$__rate_interval]))", what)
+                    for what in ("sent", "received", "acked", "redelivered", "nacked")
+                ),
+            ),
+            Panel(
+                title="Partitions led, receives waiting",
+                description="Leaders spread evenly over the nodes are good.",
+                queries=(
+                    ("dss_queue_partitions_led", "{{node}} leads"),
+                    ("dss_queue_waiting_receives", "{{node}} long polls"),
+                ),
+            ),
+        ),
+    ),
+    (
         "Cache",
         (
             Panel(

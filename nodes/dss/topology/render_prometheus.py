@@ -133,6 +133,16 @@ ALERTS: Final = (
         action="Look at the node's log for the request's problem document.",
     ),
     Alert(
+        name="DssDeadLetters",
+        expr='sum by (queue) (dss_queue_messages{state="dead"}) > 0',
+        hold="1m",
+        severity="warning",
+        summary="queue {{ $labels.queue }} has dead letters",
+        meaning="Messages were delivered as often as the queue allows and never acknowledged.",
+        action="Find in the consumer's log why it fails on them. They stay in the queue, apart from "
+        "the others; `GET /v1/queues/{queue}` counts them.",
+    ),
+    Alert(
         name="DssDiskReplaced",
         expr="increase(dss_raft_mismatched_incarnations_total[5m]) > 0",
         hold="0s",
