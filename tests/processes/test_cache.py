@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
-from cluster_process import Cluster, request
+from cluster_process import Cluster, request, until
 
 
 def put(url: str, key: str, value: bytes) -> None:
@@ -50,3 +53,23 @@ def test_deleted__gone_on_both(cluster: Cluster) -> None:
     assert request("DELETE", f"{one}/v1/cache/mesi-c").status < 300
     assert request("GET", f"{two}/v1/cache/mesi-c").status == 404
     assert request("GET", f"{one}/v1/cache/mesi-c").status == 404
+
+
+def test_home_that_does_not_answer__refused_with_503_not_a_hang(cluster: Cluster) -> None:
+    one = cluster.url("cache-1")
+    key = next(
+        key
+        for key in (f"mesi-home-{n}" for n in range(100))
+        if request("GET", f"{one}/v1/cache/{key}/line").body["home"] == "cache-2"
+    )
+    stopped = cluster.pid("cache-2")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        reply = request("GET", f"{one}/v1/cache/{key}")
+        assert reply.status == 503, reply
+        assert time.monotonic() - began < 10
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    answered = until(lambda: request("GET", f"{one}/v1/cache/{key}").status == 404, "an answer")
+    assert answered
