@@ -139,8 +139,8 @@ ALERTS: Final = (
         severity="warning",
         summary="queue {{ $labels.queue }} has dead letters",
         meaning="Messages were delivered as often as the queue allows and never acknowledged.",
-        action="Find in the consumer's log why it fails on them. They stay in the queue, apart from "
-        "the others; `GET /v1/queues/{queue}` counts them.",
+        action="Find in the consumer's log why it fails on them. They stay in the queue, apart "
+        "from the others; `GET /v1/queues/{queue}` counts them.",
     ),
     Alert(
         name="DssDiskReplaced",
