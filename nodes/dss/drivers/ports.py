@@ -88,6 +88,9 @@ class Consensus(Protocol):
         """The `groups` of `GET /v1/raft/status`."""
         ...
 
+    def transfer(self, group: int, target: str | None) -> None:
+        """Hand the leadership of `group` to `target` (None: the most caught-up voter)."""
+
 
 class StreamSink(Sink, Protocol):
     """A client's stream connection, whose unanswered requests are bounded (api/stream.py)."""

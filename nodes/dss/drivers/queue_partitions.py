@@ -33,7 +33,12 @@ log = logging.getLogger("dss.queues")
 COMMAND: Final = "queue.command"
 COMMAND_TIMEOUT_MS: Final = 5_000
 REPAIR_EVERY_S: Final = 5.0
-"""How often a leader compares its partitions with the registry, besides on every change."""
+"""How often a leader compares its partitions with the registry, besides on every change, and
+hands some of those that another node should lead to it."""
+TRANSFERS_AT_ONCE: Final = 4
+"""Leaderships handed over per turn: each makes its partition wait for a round trip."""
+TRANSFER_AGAIN_S: Final = 60.0
+"""A hand-over that did not happen, or came back, is not repeated before this time."""
 
 Answers = tuple[int, Any]
 
@@ -85,6 +90,8 @@ class Partitions:
         """Why the table's partitions are not founded here; empty: nothing is wrong."""
         self._repair_timer: asyncio.TimerHandle | None = None
         self._repairing: dict[tuple[int, str], None] = {}
+        self._offered_s: dict[int, float] = {}
+        """When a partition's leadership was last offered to its preferred leader."""
 
     def start(self) -> None:
         self._transport.on_call(COMMAND, self._on_command)
@@ -275,7 +282,24 @@ class Partitions:
     def _repair_all(self) -> None:
         for partition in self.led:
             self._repair(partition)
+        self._hand_over()
         self._arm()
+
+    def _hand_over(self) -> None:
+        """Offer partitions to their preferred leaders, where these have a link to this node."""
+        now_s = asyncio.get_running_loop().time()
+        offers = 0
+        for partition in self.led:
+            row = self._view.table[partition].replicas if self._view.table else ()
+            if not row or row[0].node_id == self._me or offers == TRANSFERS_AT_ONCE:
+                continue
+            peer = self._transport.peer(row[0].node_id)
+            if peer is None or peer.incarnation != row[0].incarnation:
+                continue
+            if now_s - self._offered_s.get(partition, -TRANSFER_AGAIN_S) >= TRANSFER_AGAIN_S:
+                self._offered_s[partition] = now_s
+                self._consensus.transfer(partition_group(partition), row[0].node_id)
+                offers += 1
 
     def _repair(self, partition: int) -> None:
         """Propose what the registry has and this partition has not, and the other way round."""

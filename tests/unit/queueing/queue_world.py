@@ -247,6 +247,9 @@ class FakeConsensus:
     def on_applied(self, group: int, listener: Callable[[], None]) -> None:
         self.applied_listeners.setdefault(group, []).append(listener)
 
+    def transfer(self, group: int, target: str | None) -> None:
+        self.world.loop.call_soon(self.world.lead, group, target)
+
     def group_status(self) -> list[dict[str, Any]]:
         return []
 

@@ -11,7 +11,7 @@ from queue_world import World, until
 
 from dss.base.errors import DssError
 from dss.core.queueing.commands import Message, QueueSettings, receipt
-from dss.drivers import queue_polls
+from dss.drivers import queue_partitions, queue_polls
 from dss.drivers.metadata import REGISTER
 from dss.drivers.queue_receiver import RECEIVE, Taken
 from dss.drivers.queues import STICKY_MESSAGES, Outcome, QueueService
@@ -198,6 +198,47 @@ def test_many_polls_and_messages__each_message_to_one_and_nobody_sleeps_on(
             assert ok(await service.send("jobs", body(2 * number + 1, key=str(number))))
         await asyncio.wait_for(asyncio.gather(*consumers), 10)
         assert sorted(got) == list(range(300))
+
+    run(scenario)
+
+
+def test_woken_poll_gives_up__the_next_one_gets_the_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_polls, "LOOK_ANYWAY_S", 60.0)
+
+    async def scenario(world: World, services: list[QueueService]) -> None:
+        await services[0].put("jobs", QueueSettings())
+        lead_all(world, "queue-1")
+        polls = []
+        for number in range(2):
+            polls.append(asyncio.ensure_future(services[0].receive("jobs", 1, 10_000, None)))
+            await until(lambda number=number: services[0].polls.waiting == number + 1)
+        await asyncio.sleep(0.05)
+        original = services[0].polls.ready
+
+        def ready(queue: str, count: int) -> None:
+            original(queue, count)
+            polls[0].cancel()
+
+        monkeypatch.setattr(services[0].polls, "ready", ready)
+        await services[0].send("jobs", body(1))
+        assert bodies(await asyncio.wait_for(polls[1], 1)) == [1]
+        assert polls[0].cancelled()
+
+    run(scenario)
+
+
+def test_wrong_leaders__handed_over_to_the_preferred_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_partitions, "REPAIR_EVERY_S", 0.02)
+
+    async def scenario(world: World, services: list[QueueService]) -> None:
+        lead_all(world, "queue-1")
+        await until(
+            lambda: all(row["leader"] == row["preferred_leader"] for row in services[0].placement())
+        )
 
     run(scenario)
 
