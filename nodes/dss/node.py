@@ -219,12 +219,14 @@ class Node:
 
     def _queue_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:
         from dss.api import queues as queues_api
+        from dss.drivers import queue_metrics
         from dss.drivers.metadata import MetadataView
         from dss.drivers.queues import QueueService
 
         assert host is not None
         view = MetadataView(links, self.config)
         queues = QueueService(host, links, view, self.config)
+        queue_metrics.register(self.registry, queues)
         self._services += [view, queues]
         self._routes += queues_api.routes(queues)
 

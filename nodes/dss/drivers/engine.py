@@ -675,12 +675,14 @@ class Engine:
         self._hooks.offload(work, done)
 
     def reclaim(self) -> None:
-        """Free WAL segments and snapshot files that nothing needs. Call after a sync."""
-        if self.wal.reclaim():
-            self.snapshot_pinned()
-        for group in self.groups.values():
-            if group.snapshot_index and not group.snapshot_busy:
-                self.snapshots.prune(group.gid, group.snapshot_index)
+        """Free WAL segments and snapshot files that nothing needs, at a quiet moment."""
+        self.wal.reclaim()
+        self.snapshot_pinned()
+        for gid in self.groups:
+            # Only behind a mark that is durable: recovery may still ask for the older file.
+            keep_index = self.wal.durable_snapshot(gid)
+            if keep_index:
+                self.snapshots.prune(gid, keep_index)
 
     def _send_chunk(self, group: Group, effect: fx.SendSnapshot) -> None:
         meta = self.snapshots.meta(group.gid, effect.index)

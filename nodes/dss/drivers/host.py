@@ -177,7 +177,7 @@ class Host:
             self._offloads -= 1
             error = result.exception()
             if error is not None:
-                self._fail(f"saving a snapshot failed: {error}")
+                self._fail(f"writing beside the log failed: {error}")
             elif not self._stopped:
                 done()
 
@@ -264,6 +264,9 @@ class Host:
     def _reclaim(self) -> None:
         if self._stopped:
             return
+        if not self._wal.prepared:
+            # Zero-filling a segment takes tens of ms: never on the loop.
+            self.offload(self._prepare, lambda: None)
         if not self._syncing:
             try:
                 self.engine.reclaim()
@@ -271,6 +274,10 @@ class Host:
                 self._fail(f"log segments cannot be reclaimed: {error}")
                 return
         self._reclaim_timer = self.loop.call_later(RECLAIM_EVERY_S, self._reclaim)
+
+    def _prepare(self) -> None:
+        if not self._wal.prepare() and self._wal.prepare_error:
+            log.warning("no spare log segment: %s", self._wal.prepare_error)
 
     def start(self) -> None:
         """Begin to tick (groups may be opened before or after)."""

@@ -155,6 +155,8 @@ class SimNode:
             self.sim.node_died(self)
         except (OSError, StorageFailed):
             # A failed fsync or write: the real node stops, and its disk keeps what it has.
+            if not self.sim.plan.disk_errors:
+                raise
             self.sim.disk_errors += 1
             self.sim.node_died(self)
 
@@ -182,6 +184,8 @@ class SimNode:
         assert self.engine is not None
         self.engine.finish()
         self.sim.invariants.stepped(self.node_id, self.engine.groups[GROUP].raft)
+        if self.rng.random() < 0.01:
+            self.engine.reclaim()
         if self.engine.pending:
             self.wake()
         self._arm()
@@ -227,21 +231,28 @@ class Plan:
         self.settings = RaftSettings(
             heartbeat_ms=rng.choice([20, 50]),
             election_min_ms=election_min,
-            election_max_ms=election_min * rng.choice([2, 3]),
-            pre_vote=rng.random() < 0.9,
+            # Nearly equal timeouts make split votes and rival candidates.
+            election_max_ms=int(election_min * rng.choice([1.05, 2, 3])),
+            pre_vote=rng.random() < 0.7,
+            log_tail_entries=rng.choice([5, 1_000]),
         )
         self.net = NetFaults.drawn(rng)
-        self.crashes = rng.random() < 0.6
-        self.partitions = rng.random() < 0.6
-        self.pauses = rng.random() < 0.4
-        self.disk_errors = rng.random() < 0.2
-        self.restart_all = rng.random() < 0.3
-        self.transfers = rng.random() < 0.3
+        # One seed in ten breaks nothing but the net; the others at least two kinds of thing.
+        kinds = ["crashes", "partitions", "pauses", "disk_errors", "restart_all", "transfers"]
+        on = [] if rng.random() < 0.1 else rng.sample(kinds, rng.randint(2, 5))
+        self.crashes = "crashes" in on
+        self.partitions = "partitions" in on
+        self.pauses = "pauses" in on
+        self.disk_errors = "disk_errors" in on
+        self.restart_all = "restart_all" in on
+        self.transfers = "transfers" in on
         self.drift = rng.choice([0.0, 0.001, 0.2])
         self.sync_ms = rng.choice([0.0, 0.3, 3.0, 20.0])
         self.segment_bytes = rng.choice([16_384, 65_536])
         self.snapshot_every_entries = rng.choice([20, 100, 100_000])
-        self.fault_every_ms = rng.uniform(200.0, 3_000.0)
+        self.fault_every_ms = rng.choice([100.0, 400.0, 1_000.0, 3_000.0])
+        self.down_ms_max = rng.choice([100.0, 1_000.0, 4_000.0])
+        self.aims_at_leader = rng.choice([0.0, 0.5, 0.9])
         self.proposal_every_ms = rng.choice([2.0, 10.0, 50.0])
         self.reads = rng.random() < 0.5
 
@@ -304,10 +315,9 @@ class Simulation:
     def _workload(self) -> None:
         rng = self._rng
         self.world.after(rng.expovariate(1.0) * self.plan.proposal_every_ms, self._workload)
-        node = rng.choice(list(self.nodes.values()))
-        for candidate in self.nodes.values():
-            if candidate.engine and candidate.engine.groups[GROUP].raft.role == "leader":
-                node = candidate if rng.random() < 0.9 else node
+        # A deposed leader that does not know it yet keeps its clients: its log must diverge.
+        leaders = self._leaders()
+        node = rng.choice(leaders if leaders and rng.random() < 0.9 else list(self.nodes.values()))
         if not node.alive or node.paused or node.engine is None:
             return
         if self.plan.reads and rng.random() < 0.2:
@@ -359,7 +369,17 @@ class Simulation:
         self.world.trace("fault", kind)
         getattr(self, f"_fault_{kind}")()
 
+    def _leaders(self) -> list[SimNode]:
+        return [
+            node
+            for node in self.nodes.values()
+            if node.engine is not None and node.engine.groups[GROUP].raft.role == "leader"
+        ]
+
     def _pick(self) -> SimNode:
+        leaders = self._leaders()
+        if leaders and self._chaos.random() < self.plan.aims_at_leader:
+            return self._chaos.choice(leaders)
         return self._chaos.choice(list(self.nodes.values()))
 
     def _fault_crash(self) -> None:
@@ -377,7 +397,7 @@ class Simulation:
         node.crash()
         for other in self.nodes.values():
             self._link(other, node.node_id, up=False)
-        delay = self._chaos.uniform(1.0, 4_000.0)
+        delay = self._chaos.uniform(1.0, self.plan.down_ms_max)
         self.world.after(delay, lambda: self._restart(node))
 
     def _restart(self, node: SimNode) -> None:
@@ -404,13 +424,15 @@ class Simulation:
         names = list(self.nodes)
         shape = chaos.choice(["isolate", "split", "one_way", "bridge"])
         if shape == "isolate":
-            victim = chaos.choice(names)
+            victim = self._pick().node_id
             pairs = [(victim, other) for other in names if other != victim]
         elif shape == "split":
+            # In place of earlier cuts: leadership then moves from side to side (Raft fig. 8).
+            self.net.heal()
             side = [name for name in names if chaos.random() < 0.5]
             pairs = [(a, b) for a in side for b in names if b not in side]
         elif shape == "one_way":
-            victim = chaos.choice(names)
+            victim = self._pick().node_id
             for other in names:
                 if other != victim and chaos.random() < 0.7:
                     self.net.cut(victim, other)

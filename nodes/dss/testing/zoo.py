@@ -1,0 +1,183 @@
+"""Planted bugs: what the simulation must find, or its green runs mean nothing.
+
+Each is a context manager that breaks the real code while it is open. `tests/sim/test_zoo.py`
+replays the recorded seed of each; `search` looks for one (`make zoo`). What must not live here:
+anything that production imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from dss.core.raft import effects as fx
+from dss.core.raft import messages as msg
+from dss.core.raft.leadership import Leadership
+from dss.core.raft.raft import Raft
+from dss.drivers.engine import Engine, Group
+from dss.storage.wal import Wal
+from dss.testing.raftsim import Simulation
+from dss.testing.tally import Tally
+
+
+@contextlib.contextmanager
+def acknowledge_before_fsync() -> Iterator[None]:
+    """Votes and append acknowledgements leave beside the fsync instead of after it."""
+    original = Engine._carry_out
+
+    def broken(self: Engine, group: Group, effects: Any, now_ms: int) -> None:
+        early = [
+            fx.Send(e.peer, e.message) if isinstance(e, fx.SendAfterSync) else e for e in effects
+        ]
+        original(self, group, early, now_ms)
+
+    with mock.patch.object(Engine, "_carry_out", broken):
+        yield
+
+
+@contextlib.contextmanager
+def double_vote() -> Iterator[None]:
+    """A voter forgets whom it voted for."""
+    original = Raft._on_vote_request
+
+    def broken(self: Raft, peer: str, request: msg.VoteRequest) -> None:
+        self.voted_for = None if self.role == "follower" else self.voted_for
+        original(self, peer, request)
+
+    with mock.patch.object(Raft, "_on_vote_request", broken):
+        yield
+
+
+@contextlib.contextmanager
+def vote_not_persisted() -> Iterator[None]:
+    """Term and vote do not survive a restart."""
+    with mock.patch.object(Wal, "save_state", return_value=None):
+        yield
+
+
+@contextlib.contextmanager
+def old_term_committed_by_count() -> Iterator[None]:
+    """Entries of an earlier term count as committed once a quorum holds them (Raft fig. 8)."""
+
+    def broken(self: Leadership) -> None:
+        self._commit_dirty = False
+        raft = self._raft
+        index = self._quorum_value(
+            raft.synced_index, {peer: p.match for peer, p in self.peers.items()}
+        )
+        if index > raft.commit_index:
+            raft.commit_index = index
+
+    with mock.patch.object(Leadership, "_advance_commit", broken):
+        yield
+
+
+@contextlib.contextmanager
+def stale_read() -> Iterator[None]:
+    """A leader answers reads without asking a quorum whether it still leads."""
+
+    def broken(self: Leadership) -> None:
+        self.reads.begin(self._raft.commit_index)
+        for index, refs in self.reads.confirmed(self.reads.context):
+            for ref in refs:
+                self._raft._out.append(fx.ReadReady(ref, index))
+
+    with mock.patch.object(Leadership, "_begin_read_round", broken):
+        yield
+
+
+@contextlib.contextmanager
+def unsynced_leader_counts_itself() -> Iterator[None]:
+    """The leader counts its own entries before its disk has them."""
+    original = Leadership._advance_commit
+
+    def broken(self: Leadership) -> None:
+        self._raft.synced_index = self._raft.log.last_index
+        original(self)
+
+    def eager(self: Leadership, kind: int, payload: bytes, log_ms: int) -> int:
+        index = append(self, kind, payload, log_ms)
+        self._commit_dirty = True
+        return index
+
+    append = Leadership._append
+    with (
+        mock.patch.object(Leadership, "_advance_commit", broken),
+        mock.patch.object(Leadership, "_append", eager),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def snapshot_loses_the_last_command() -> Iterator[None]:
+    """State lost in a snapshot."""
+    original = Tally.snapshot
+
+    def broken(self: Tally) -> bytes:
+        last = self.idents.pop() if self.idents else None
+        data = original(self)
+        if last is not None:
+            self.idents.append(last)
+        return data
+
+    with mock.patch.object(Tally, "snapshot", broken):
+        yield
+
+
+@contextlib.contextmanager
+def acknowledges_what_it_did_not_check() -> Iterator[None]:
+    """A follower accepts an append whose predecessor it does not hold."""
+    original = Raft._on_append_request
+
+    def broken(self: Raft, peer: str, request: msg.AppendRequest) -> None:
+        if request.prev_index <= self.log.last_index:
+            held = self.log.term_at(request.prev_index)
+            if held is not None and held != request.prev_term:
+                request = msg.AppendRequest(
+                    request.group,
+                    request.term,
+                    request.prev_index,
+                    held,
+                    request.commit,
+                    request.entries,
+                )
+        original(self, peer, request)
+
+    with mock.patch.object(Raft, "_on_append_request", broken):
+        yield
+
+
+ZOO: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+    bug.__name__: bug
+    for bug in (
+        acknowledge_before_fsync,
+        double_vote,
+        vote_not_persisted,
+        old_term_committed_by_count,
+        stale_read,
+        unsynced_leader_counts_itself,
+        snapshot_loses_the_last_command,
+        acknowledges_what_it_did_not_check,
+    )
+}
+
+
+def finds(bug: str, seed: int, seconds: float) -> str | None:
+    """Run `seed` with `bug` planted; the violation in words, or None when it went unnoticed."""
+    with ZOO[bug]():
+        try:
+            Simulation(seed, seconds=seconds).run()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def search(bug: str, *, seeds: int = 500, seconds: float = 20.0) -> tuple[int, str] | None:
+    """The first seed that finds `bug`, and what it saw."""
+    for seed in range(1, seeds + 1):
+        seen = finds(bug, seed, seconds)
+        if seen is not None:
+            return seed, seen
+    return None
