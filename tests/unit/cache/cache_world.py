@@ -310,6 +310,10 @@ class World:
         node.feed(event)
 
     def answered(self, operation: Operation, answer: fx.Answer) -> None:
+        fitting = {"get": (200,), "delete": (204,), "create": (201,)}.get(
+            operation.kind, (200, 201)
+        )
+        assert answer.status >= 400 or answer.status in fitting, (operation, answer)
         operation.end = self.now
         operation.status = answer.status
         operation.value = answer.value

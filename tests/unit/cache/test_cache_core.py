@@ -38,7 +38,9 @@ def sent(made: Agent) -> list[ms.CacheMessage]:
 
 
 def grant(request: int, txn: int, state: State, version: int = 7, boot: str = "a1") -> fx.Receive:
-    return fx.Receive("a", boot, ms.Grant("k", 1, boot, txn, request, state, version, b"v"))
+    return fx.Receive(
+        "a", boot, ms.Grant("k", 1, boot, txn, request, state, version, b"v", boot="b1")
+    )
 
 
 def test_tables__every_state_answers_invalidate_and_every_open_phase_an_answer() -> None:
@@ -129,9 +131,41 @@ def test_refused_write__copy_back_only_while_its_lease_holds() -> None:
         made.on_operation(fx.Write(2, "k", ms.PUT, b"w", if_match=(1,)), 120)
         assert made.state_of("k", 120)[0] is State.S_M
         assert made.lookup("k", 120) is None
-        refusal = ms.Refuse("k", 1, "a1", 6, 2, 412, "precondition_failed", "no", 7)
+        refusal = ms.Refuse("k", 1, "a1", 6, 2, 412, "precondition_failed", "no", 7, boot="b1")
         made.on_message(fx.Receive("a", "a1", refusal), when)
         assert made.state_of("k", when)[0] is expected
+
+
+def test_answer_to_an_earlier_process__not_taken_for_an_equal_request_id() -> None:
+    made = agent()
+    made.on_operation(fx.Read(1, "k"), 100)
+    made.take_effects()
+    old = ms.Grant("k", 1, "a1", 5, 1, State.E, 7, b"v", boot="b0")
+    made.on_message(fx.Receive("a", "a1", old), 110)
+    refusal = ms.Refuse("k", 1, "a1", 5, 1, 404, "not_found", "no", boot="b0")
+    made.on_message(fx.Receive("a", "a1", refusal), 111)
+    assert made.take_effects() == [fx.Send("a", ms.GrantAck("k", 1, "a1", 5, kept=False))]
+    made.on_message(grant(1, 6, State.E), 120)
+    assert made.state_of("k", 120)[0] is State.E
+
+
+def test_requester_restarts__its_queued_requests_are_dropped_at_the_home() -> None:
+    home = CacheNode(
+        "a",
+        "a1",
+        home_of=lambda key: "a",
+        slot_of=lambda key: 0,
+        lease_ms=LEASE_MS,
+        capacity_bytes=1_000,
+        started_ms=0,
+    )
+    home.step([fx.Claimed({0: 0}), fx.LinkUp("b", "b0")], 0)
+    (read,) = home.step([fx.Read(1, "k")], 5_000)
+    assert isinstance(read, fx.ReadMemory)
+    late = ms.GetExclusive("k", 1, "a1", 1, 1, 5_000, ms.PUT, b"lost with its sender")
+    assert home.step([fx.Receive("b", "b0", late), fx.LinkUp("b", "b1")], 5_001) == []
+    (answer,) = home.step([fx.MemoryRead("k", read.txn, None)], 5_002)
+    assert isinstance(answer, fx.Answer), "and no write was begun"
 
 
 def test_home_restarts__its_copies_are_dead_at_once() -> None:
@@ -213,7 +247,7 @@ def test_eviction__tells_the_home_and_keeps_within_capacity() -> None:
     made = agent(capacity_bytes=900)
     for n, key in enumerate(("k", "l", "m"), start=1):
         made.on_operation(fx.Read(n, key), 100)
-        message = ms.Grant(key, 1, "a1", n, n, State.E, n, b"v" * 20)
+        message = ms.Grant(key, 1, "a1", n, n, State.E, n, b"v" * 20, boot="b1")
         made.on_message(fx.Receive("a", "a1", message), 101)
     assert made.held_bytes <= 900
     assert made.counters.evictions == 1

@@ -44,6 +44,14 @@ def test_random_faults__coherent_at_every_step_and_linearizable(first: int) -> N
     assert all(seen.get(state, 0) > 0 for state in (State.S, State.E, State.M)), seen
 
 
+@pytest.mark.parametrize("seed", [223, 1462])
+def test_seed_that_once_failed__linearizable(seed: int) -> None:
+    """223: a refused write's copy outlived its lease. 1462: a home answered a restarted node's
+    request 1 with what it owed to request 1 of the process before."""
+    world = run(seed)
+    assert all(linearizable([op for op in world.history if op.key == k]) for k in world.keys)
+
+
 def test_same_seed__same_history() -> None:
     one, two = run(7), run(7)
     assert one.steps == two.steps

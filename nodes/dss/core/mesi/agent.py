@@ -164,6 +164,7 @@ class Agent:
         story: deque[str],
     ) -> None:
         self.me = me
+        self.boot = boot
         self.epoch = epoch
         self.counters = Counters()
         self._home_of = home_of
@@ -252,11 +253,13 @@ class Agent:
         if message.epoch != self.epoch or message.home_boot != self._boots.get(event.peer):
             return
         if type(message) is LeaseGrant:
-            self._renewed(event.peer, message, now_ms)
+            if message.boot == self.boot:
+                self._renewed(event.peer, message, now_ms)
             return
         line = self._lines.get(message.key)
         if type(message) in (Grant, Refuse):
-            pending = self._pending.get(message.request)
+            mine = message.boot == self.boot  # else an earlier process of this node asked
+            pending = self._pending.get(message.request) if mine else None
             if pending is None or line is None or line.pending is not pending:
                 self._decline(event.peer, message, line)
                 return

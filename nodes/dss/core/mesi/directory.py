@@ -107,6 +107,7 @@ class Txn:
     """The open transaction of a key."""
 
     __slots__ = (
+        "boot",
         "created",
         "id",
         "message",
@@ -117,9 +118,10 @@ class Txn:
         "waiting",
     )
 
-    def __init__(self, txn_id: int, peer: str, message: Request) -> None:
+    def __init__(self, txn_id: int, peer: str, boot: str, message: Request) -> None:
         self.id = txn_id
         self.peer = peer
+        self.boot = boot
         self.message = message
         self.record: Record | None = None
         self.version = 0
@@ -154,7 +156,8 @@ class Entry:
         self.version = 0
         self.expires_ms = FOREVER_MS
         self.txn: Txn | None = None
-        self.queue: deque[tuple[int, str, Request]] = deque()
+        self.queue: deque[tuple[int, str, str, Request]] = deque()
+        """(give up at, node, its process, request)."""
 
 
 class Directory:
@@ -270,7 +273,7 @@ class Directory:
             return
         if kind is Renew:
             self._extend(event.peer, now_ms)
-            self._send(event.peer, LeaseGrant(self.epoch, self.boot, message.request))
+            self._send(event.peer, LeaseGrant(self.epoch, self.boot, message.request, event.boot))
             return
         entry = self._entries.get(message.key)
         if entry is None:
@@ -331,24 +334,26 @@ class Directory:
         elif not self._owns(message.key):
             why = f"{self.me} is not its home"
         if why:
-            self._refuse(peer, message, 0, 503, "home_unavailable", why, RETRY_AFTER_MS)
+            self._refuse(
+                peer, window.boot, message, 0, 503, "home_unavailable", why, RETRY_AFTER_MS
+            )
             return
         self._extend(peer, now_ms)
         entry = self._entries.get(message.key)
         if entry is None:
             entry = self._entries[message.key] = Entry(message.key)
         if entry.txn is None:
-            self._begin(entry, peer, message, now_ms)
+            self._begin(entry, peer, window.boot, message, now_ms)
         elif len(entry.queue) < limits.CACHE_LINE_QUEUE_MAX:
-            entry.queue.append((now_ms + message.wait_ms, peer, message))
+            entry.queue.append((now_ms + message.wait_ms, peer, window.boot, message))
         else:
             why = f"{limits.CACHE_LINE_QUEUE_MAX} requests wait already"
-            self._refuse(peer, message, 0, 429, "overloaded", why, RETRY_AFTER_MS)
+            self._refuse(peer, window.boot, message, 0, 429, "overloaded", why, RETRY_AFTER_MS)
 
-    def _begin(self, entry: Entry, peer: str, message: Request, now_ms: int) -> None:
+    def _begin(self, entry: Entry, peer: str, boot: str, message: Request, now_ms: int) -> None:
         """IDLE -> FETCHING, READING, EXPIRING, INVALIDATING or WRITING."""
         assert entry.phase is Phase.IDLE, entry.key
-        txn = entry.txn = Txn(self._next_txn, peer, message)
+        txn = entry.txn = Txn(self._next_txn, peer, boot, message)
         self._next_txn += 1
         for other in [p for p in entry.sharers if not self._is_live(entry, p, now_ms)]:
             self._remove_sharer(entry, other)
@@ -520,10 +525,17 @@ class Directory:
         self._story.append(f"{now_ms}: {entry.key!r} txn {txn.id}: outcome unknown: {event.why}")
         if expiring_read:
             self._refuse(
-                txn.peer, txn.message, txn.id, 503, "memory_unavailable", event.why, RETRY_AFTER_MS
+                txn.peer,
+                txn.boot,
+                txn.message,
+                txn.id,
+                503,
+                "memory_unavailable",
+                event.why,
+                RETRY_AFTER_MS,
             )
         else:
-            self._refuse(txn.peer, txn.message, txn.id, 504, "indeterminate", why)
+            self._refuse(txn.peer, txn.boot, txn.message, txn.id, 504, "indeterminate", why)
         entry.known = False
         entry.sharers.clear()
         entry.state = State.I
@@ -631,6 +643,7 @@ class Directory:
             record.content_type if echo and record else "",
             ttl_left_ms,
             txn.created,
+            txn.boot,
         )
 
     def _finish_refused(
@@ -643,7 +656,7 @@ class Directory:
         now_ms: int,
         retry_after_ms: int = 0,
     ) -> None:
-        self._refuse(txn.peer, txn.message, txn.id, status, code, why, retry_after_ms)
+        self._refuse(txn.peer, txn.boot, txn.message, txn.id, status, code, why, retry_after_ms)
         self._finish(entry, now_ms)
 
     def _finish(self, entry: Entry, now_ms: int) -> None:
@@ -656,20 +669,23 @@ class Directory:
             return  # the loop below, further up the stack, goes on: no recursion
         self._draining = entry
         while entry.queue and entry.txn is None:
-            until_ms, peer, message = entry.queue.popleft()
+            until_ms, peer, boot, message = entry.queue.popleft()
+            if self._windows[peer].boot != boot:
+                continue  # its process is dead: nobody waits for an answer
             why = self.why_not_serving(now_ms)
             if not why and until_ms <= now_ms:
                 why = "waited too long for earlier requests"
             if why:
-                self._refuse(peer, message, 0, 503, "home_unavailable", why, RETRY_AFTER_MS)
+                self._refuse(peer, boot, message, 0, 503, "home_unavailable", why, RETRY_AFTER_MS)
             else:
-                self._begin(entry, peer, message, now_ms)
+                self._begin(entry, peer, boot, message, now_ms)
         self._draining = None
         self._forget_if_idle(entry)
 
     def _refuse(
         self,
         peer: str,
+        boot: str,
         message: Request,
         txn: int,
         status: int,
@@ -691,6 +707,7 @@ class Directory:
                 f"cache key {message.key!r}: {why}",
                 entry.version if entry is not None and entry.known else 0,
                 retry_after_ms,
+                boot,
             ),
         )
 

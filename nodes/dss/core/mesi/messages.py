@@ -118,7 +118,8 @@ class Renew(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
 class Grant(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
     """The request is done. `state` 0 (I): no copy may be kept, and no ack is wanted.
 
-    `version` 0 with state I: the key was deleted. `ttl_left_ms` 0: no expiry.
+    `version` 0 with state I: the key was deleted. `ttl_left_ms` 0: no expiry. `boot`: of the
+    process that asked (request ids start anew in each).
     """
 
     key: str
@@ -132,6 +133,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
     content_type: str = ""
     ttl_left_ms: int = 0
     created: bool = False
+    boot: str = ""
 
 
 class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
@@ -147,6 +149,7 @@ class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
     message: str
     version: int = 0
     retry_after_ms: int = 0
+    boot: str = ""
 
 
 class Invalidate(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
@@ -173,6 +176,7 @@ class LeaseGrant(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False)
     epoch: int
     home_boot: str
     request: int
+    boot: str = ""
 
 
 Request = GetShared | GetExclusive
