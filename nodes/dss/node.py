@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import uvloop
 
@@ -21,6 +21,7 @@ import dss
 from dss.api import app as web_app
 from dss.api import cluster
 from dss.api.routes import Route
+from dss.api.stream import close_streams
 from dss.base.errors import EXIT_CONFIG, EXIT_FAILED, ConfigProblem, CorruptData, DssError
 from dss.base.ids import LOCK_GROUP, META_GROUP
 from dss.core.locks.machine import LockMachine
@@ -41,6 +42,8 @@ from dss.transport.links import Links
 
 log = logging.getLogger("dss.node")
 
+SWITCH_INTERVAL_S: Final = 0.0005
+
 
 class Service(Protocol):
     """A role's part, or a piece of one: started in order, stopped in reverse."""
@@ -60,6 +63,8 @@ def run(environ: Mapping[str, str]) -> int:
         print(problem.message, file=sys.stderr)
         return EXIT_CONFIG
     logs.configure(config.log_level, config.log_format, node_id=config.node_id)
+    # A thread that comes back from an fsync must not wait 5 ms for the interpreter lock.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         return uvloop.run(Node(config).run())
     except ConfigProblem as problem:
@@ -153,6 +158,7 @@ class Node:
             registry=self.registry,
             cluster=lambda: cluster.cluster_view(config, links.links()),
         )
+        app.on_shutdown.append(close_streams)
         try:
             await links.start()
             runner = await web_app.serve(app, config.bind_host, config.me.port)

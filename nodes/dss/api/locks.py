@@ -132,7 +132,7 @@ class _Handlers:
             query = msgspec.convert(dict(request.query), ListLocks, strict=False)
         except msgspec.ValidationError as error:
             raise Invalid(f"query: {error}") from error
-        return result_response(*await self._service.list(query))
+        return result_response(*await self._service.list_locks(query))
 
 
 LIST_QUERY: Final = {

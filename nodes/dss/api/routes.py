@@ -1,4 +1,4 @@
-"""What a route is. Each `api/<role>.py` returns a list of these; `app.py` serves and documents them.
+"""What a route is. Each `api/<role>.py` returns a list of these; `app.py` serves them.
 
 What must not live here: any particular route, rendering.
 """

@@ -205,6 +205,7 @@ class Engine:
         self._unsynced = False
         self._next_ref = 1
         self.cycles = 0
+        self.proposals_answered = 0
         self.entries_applied = 0
         self.commands_applied = 0
         self.mismatched_incarnations = 0
@@ -403,6 +404,7 @@ class Engine:
     def begin(self) -> bool:
         """Step all groups that have events. True: the WAL must be synced before `finish`."""
         self.cycles += 1
+        self.proposals_answered = 0
         now_ms = self._hooks.now_ms()
         dirty, self._dirty = self._dirty, []
         for group in dirty:
@@ -563,6 +565,7 @@ class Engine:
                 self._lose(flight)
             return
         self.commands_applied += len(flight.commands)
+        self.proposals_answered += len(flight.sinks)
         results = machine.apply(entry.index, entry.log_ms, flight.commands)
         position = 0
         rids = flight.rids

@@ -79,11 +79,9 @@ class LockService:
                 await task
 
     def readiness(self) -> str | None:
-        """None: this node has the lock group and knows its leader."""
+        """None: this node has the lock group. It never depends on a leader (decisions/0004)."""
         if self._machine() is None:
             return "the lock group is not founded yet: it waits for all lock nodes to answer"
-        if self._consensus.leader_of(LOCK_GROUP) is None:
-            return "the lock group has no leader that this node knows"
         return None
 
     def status(self) -> dict[str, Any]:
@@ -197,7 +195,7 @@ class LockService:
         """200: holders and waiters of one lock (core/locks/views.py)."""
         return (await self._read([_checked(GetLock(name))]))[0]
 
-    async def list(self, query: ListLocks) -> Result:
+    async def list_locks(self, query: ListLocks) -> Result:
         """200 `{items, next}`: held locks by name."""
         return (await self._read([_checked(query)]))[0]
 

@@ -28,6 +28,7 @@ def main() -> int:
     faults: Counter[str] = Counter()
     started = time.perf_counter()
     passed = failed = 0
+    settle_ms: list[float] = []
     for seed in seeds:
         simulation = Simulation(seed, seconds=options.seconds)
         try:
@@ -44,6 +45,7 @@ def main() -> int:
             continue
         passed += 1
         faults.update(simulation.faults)
+        settle_ms.append(simulation.settle_ms)
         totals.update(
             acknowledged=simulation.acknowledged,
             reads=simulation.reads_served,
@@ -52,6 +54,8 @@ def main() -> int:
             lost=simulation.net.lost,
             doubled=simulation.net.doubled,
         )
+    if settle_ms:
+        print(f"converged after the heal: at most {max(settle_ms) / 1000:.1f} s (simulated)")
     took_s = time.perf_counter() - started
     print("  ".join(f"{name} {count:,}" for name, count in totals.items()))
     print("faults: " + "  ".join(f"{name} {count}" for name, count in sorted(faults.items())))

@@ -285,8 +285,12 @@ class Raft:
         if term != self.term:
             self._ack_index = -1
         self._votes = {}
+        waits = self.role == FOLLOWER and leader is None
         self._turn(FOLLOWER, leader, reason, term)
-        self._redraw_timeout()
+        if not waits:
+            # A follower's timer starts anew only for a leader or a granted vote (§3.4): else one
+            # hasty candidate with an old log could keep everybody from campaigning for ever.
+            self._redraw_timeout()
 
     def _lay_down_leadership(self, leader: str | None) -> None:
         assert self._leading is not None
