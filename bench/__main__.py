@@ -90,11 +90,19 @@ async def _hello(stack: contextlib.AsyncExitStack, folder: Path, http: Http) -> 
     url = f"http://127.0.0.1:{port}/"
     await wait_ready([url], server)
 
-    async def cycle(worker: int, n: int) -> int:
+    async def get(worker: int, n: int) -> int:
         await http.get(url)
         return 1
 
-    return [Workload(f"hello-{n}", "bare aiohttp hello", "requests", n, cycle) for n in IN_FLIGHT]
+    async def post(worker: int, n: int) -> int:
+        await http.post(url, {"name": "hello"})
+        return 1
+
+    return [
+        Workload(f"{kind}-{n}", f"bare aiohttp hello, {title}", "requests", n, cycle)
+        for kind, title, cycle in (("get", "GET", get), ("post", "JSON POST", post))
+        for n in IN_FLIGHT
+    ]
 
 
 async def _etcd(
