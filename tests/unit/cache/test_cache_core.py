@@ -194,6 +194,67 @@ def test_home_unreachable__503_at_once_and_reads_go_on_within_the_lease() -> Non
     assert made.lookup("k", 510) is not None
 
 
+def answers(effects: list[fx.Effect]) -> list[tuple[int, int]]:
+    return [(e.ref, e.status) for e in effects if isinstance(e, fx.Answer)]
+
+
+def test_home_silent_for_a_lease__reads_fail_then_and_at_once_until_it_is_heard() -> None:
+    made = agent()
+    made.on_operation(fx.Read(1, "k"), 100)
+    made.on_operation(fx.Write(2, "other", ms.PUT, b"w"), 100)
+    made.take_effects()
+    assert made.next_deadline_ms() == 100 + LEASE_MS // 2
+    made.on_tick(100 + LEASE_MS // 2)
+    (probe,) = sent(made)
+    assert isinstance(probe, ms.Renew), "a live home answers this however slow its memory is"
+    made.on_operation(fx.Read(3, "k"), 900)  # waits behind the first
+    assert made.next_deadline_ms() == 100 + LEASE_MS
+    made.on_tick(100 + LEASE_MS)
+    assert answers(made.take_effects()) == [(1, 503), (3, 503)]
+    assert made.pending_count == 1, "the write waits on: giving it up makes its outcome unknown"
+    made.on_operation(fx.Read(4, "k"), 1_200)
+    assert answers(made.take_effects()) == [(4, 503)], "asked a moment ago: no second question"
+    made.on_operation(fx.Read(6, "k"), 1_100 + LEASE_MS // 2)
+    effects = made.take_effects()
+    assert answers(effects) == [(6, 503)]
+    assert [type(e.message) for e in effects if isinstance(e, fx.Send)] == [ms.Renew]
+    made.on_message(fx.Receive("a", "a1", ms.LeaseGrant(1, "a1", probe.request, "b1")), 1_700)
+    made.on_operation(fx.Read(5, "k"), 1_701)
+    (question,) = sent(made)
+    assert isinstance(question, ms.GetShared)
+    made.on_message(grant(question.request, 5, State.E), 1_710)
+    assert answers(made.take_effects()) == [(5, 200)]
+    made.check_invariants()
+
+
+def test_home_with_slow_memory__answers_renewals_and_the_read_waits_on() -> None:
+    made = agent()
+    made.on_operation(fx.Read(1, "k"), 100)
+    (question,) = sent(made)
+    now_ms = 100
+    while now_ms < 4_000:
+        now_ms = made.next_deadline_ms()
+        made.on_tick(now_ms)
+        for message in sent(made):
+            assert isinstance(message, ms.Renew)
+            now_ms += 5
+            made.on_message(
+                fx.Receive("a", "a1", ms.LeaseGrant(1, "a1", message.request, "b1")), now_ms
+            )
+    made.on_message(grant(question.request, 5, State.E), now_ms)
+    assert answers(made.take_effects()) == [(1, 200)]
+
+
+def test_paused_while_a_read_waits__asks_first_and_does_not_blame_the_home() -> None:
+    made = agent()
+    made.on_operation(fx.Read(1, "k"), 100)
+    made.take_effects()
+    made.on_tick(3_000)
+    effects = made.take_effects()
+    assert not answers(effects)
+    assert made.next_deadline_ms() == 3_000 + LEASE_MS // 2
+
+
 def test_write_of_unknown_outcome__504_and_no_read_until_resolved() -> None:
     node = CacheNode(
         "a",

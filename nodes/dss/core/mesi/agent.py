@@ -13,6 +13,12 @@ A Grant's value always answers the request that asked for it (the home's transac
 question and answer). It becomes a copy only if the lease held throughout and no Invalidate of a
 later transaction overtook it (`voided_by`).
 
+A home that is silent for a lease while reads wait for it is taken for stopped: halfway it is asked
+to renew, which a live one answers at once however slow its main memory is; then the reads fail with
+503, and later ones at once, until it is heard again (each may ask it to renew). Nothing depends on
+that guess being right: a late Grant is answered as any that nobody waits for. Writes wait for their
+full time, because giving one up makes its outcome unknown.
+
 What must not live here: who may write, main memory (directory.py).
 """
 
@@ -170,6 +176,14 @@ class Agent:
         self._home_of = home_of
         self._lease_ms = lease_ms * (1_000_000 - DRIFT_PPM) // 1_000_000 - 1
         self._renew_ms = max(1, lease_ms // 3)
+        self._silence_ms = lease_ms
+        self._reads: dict[str, dict[int, Pending]] = {}
+        """Open reads by home, in the order they were sent; none at this node itself."""
+        self._heard_ms: dict[str, int] = {}
+        self._probed_ms: dict[str, int] = {}
+        """When a home was last heard, and last asked to say something because reads waited."""
+        self._silent: dict[str, None] = {}
+        """Homes that reads waited for in vain and that have not been heard since."""
         self._lines: dict[str, Line] = {}
         self._sieve = Sieve(capacity_bytes)
         self._boots: dict[str, str] = {me: boot}
@@ -230,6 +244,7 @@ class Agent:
         """Forget every line: after a defect, nothing here may be read any more."""
         self._lines.clear()
         self._pending.clear()
+        self._reads.clear()
         self._leases.clear()
 
     def take_effects(self) -> list[Effect]:
@@ -252,6 +267,8 @@ class Agent:
         message: Any = event.message
         if message.epoch != self.epoch or message.home_boot != self._boots.get(event.peer):
             return
+        self._heard_ms[event.peer] = now_ms
+        self._silent.pop(event.peer, None)
         if type(message) is LeaseGrant:
             if message.boot == self.boot:
                 self._renewed(event.peer, message, now_ms)
@@ -278,6 +295,7 @@ class Agent:
             self._fail_pending(event.peer, f"{event.peer} restarted", now_ms)
             self._boots[event.peer] = event.boot
         self._reachable[event.peer] = True
+        self._silent.pop(event.peer, None)
 
     def on_link_down(self, event: LinkDown, now_ms: int) -> None:
         """Open requests fail at once; copies stay readable until their lease ends."""
@@ -289,6 +307,9 @@ class Agent:
             lease = self._lease(home, now_ms)
             if lease.lines and lease.renew_at_ms <= now_ms and lease.end_ms < FOREVER_MS:
                 self._renew(home, lease, now_ms)
+        for home, reads in list(self._reads.items()):
+            if reads and now_ms >= self._silence_due_ms(home, reads):
+                self._on_silence(home, reads, now_ms)
         while self._pending:
             pending = next(iter(self._pending.values()))
             if pending.deadline_ms > now_ms:
@@ -301,6 +322,9 @@ class Agent:
         for lease in self._leases.values():
             if lease.lines and lease.end_ms < FOREVER_MS:
                 due = min(due, lease.renew_at_ms)
+        for home, reads in self._reads.items():
+            if reads:
+                due = min(due, self._silence_due_ms(home, reads))
         for pending in self._pending.values():
             return min(due, pending.deadline_ms)
         return due
@@ -439,6 +463,9 @@ class Agent:
             )
             self._forget_if_idle(line)
             return
+        if home in self._silent and type(op) is Read:
+            self._refuse_silent(line, home, refs, now_ms)
+            return
         if len(self._pending) >= limits.CACHE_PENDING_MAX:
             self._refuse(refs, 429, "overloaded", "too many cache requests are open here")
             self._forget_if_idle(line)
@@ -468,12 +495,15 @@ class Agent:
         line.state = state
         line.pending = pending
         self._pending[request] = pending
+        if home != self.me and type(message) is GetShared:
+            self._reads.setdefault(home, {})[request] = pending
         self._send(home, message)
 
     def _close(self, line: Line) -> Pending:
         pending = line.pending
         assert pending is not None, (line.key, line.state)
         del self._pending[pending.message.request]
+        self._reads.get(pending.home, {}).pop(pending.message.request, None)
         line.pending = None
         return pending
 
@@ -506,6 +536,43 @@ class Agent:
         self._reachable[home] = False
         for pending in [p for p in self._pending.values() if p.home == home]:
             self._fail(pending, why, now_ms)
+
+    def _silent_since_ms(self, home: str, reads: dict[int, Pending]) -> int:
+        oldest = next(iter(reads.values()))
+        return max(oldest.sent_ms, self._heard_ms.get(home, 0))
+
+    def _silence_due_ms(self, home: str, reads: dict[int, Pending]) -> int:
+        """When `_on_silence` has to look at a home that says nothing."""
+        since_ms = self._silent_since_ms(home, reads)
+        probed_ms = self._probed_ms.get(home, -1)
+        # Counted from the question: this node itself may have been paused before it.
+        return max(since_ms, probed_ms) + self._silence_ms // 2
+
+    def _on_silence(self, home: str, reads: dict[int, Pending], now_ms: int) -> None:
+        """Half a lease without a word: ask for one. As long again: the reads that wait fail."""
+        since_ms = self._silent_since_ms(home, reads)
+        if self._probed_ms.get(home, -1) < since_ms:
+            self._probe(home, now_ms)
+            return
+        self._silent[home] = None  # first, so that reads behind these fail too
+        for pending in list(reads.values()):
+            self._fail(pending, f"its home {home} is silent", now_ms)
+
+    def _probe(self, home: str, now_ms: int) -> None:
+        self._probed_ms[home] = now_ms
+        self._renew(home, self._lease(home, now_ms), now_ms)
+
+    def _refuse_silent(self, line: Line, home: str, refs: list[int], now_ms: int) -> None:
+        if now_ms - self._probed_ms[home] >= self._silence_ms // 2:
+            self._probe(home, now_ms)
+        self._refuse(
+            refs,
+            503,
+            "home_unavailable",
+            f"cache key {line.key!r}: its home {home} is silent",
+            retry_after_ms=RETRY_AFTER_MS,
+        )
+        self._forget_if_idle(line)
 
     def _drain(self, line: Line, now_ms: int) -> None:
         """Handle what waited, up to the next request that has to be sent."""
