@@ -10,6 +10,7 @@ looks anyway. What must not live here: looking for messages (queues.py).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -84,6 +85,11 @@ class Polls:
         self._interests: dict[str, dict[str, float]] = {}
         """queue -> node -> until when, on the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
+        self._hint_listener: Callable[[str, str], None] | None = None
+
+    def on_hint(self, listener: Callable[[str, str], None]) -> None:
+        """listener(queue, node): `node` says that it has messages of `queue`."""
+        self._hint_listener = listener
 
     @property
     def waiting(self) -> int:
@@ -194,6 +200,8 @@ class Polls:
 
     def _on_hint(self, peer: Peer, body: bytes) -> None:
         hint = _decode_hint(body)
+        if self._hint_listener is not None:
+            self._hint_listener(hint.queue, peer.node_id)
         if hint.queue in self._polls:
             self._wake(hint.queue, hint.count, peer.node_id)
         else:

@@ -1,8 +1,9 @@
 """Receives: messages taken out of the partitions this node leads, asked of the others, waited for.
 
-Order: own partitions first, starting at another one each time; then the nodes that lead the rest;
-then a long poll. What must not live here: who waits and gets hints (queue_polls.py), queues'
-existence and everything else a client asks for (queues.py).
+Order: own partitions first, starting at another one each time; then the nodes that lead the rest,
+taking turns, those that had nothing a moment ago last; then a long poll. What must not live here:
+who waits and gets hints (queue_polls.py), queues' existence and everything else a client asks for
+(queues.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from dss.base.errors import DssError, NotFound, Unavailable
-from dss.base.limits import RECEIVE_BYTES_MAX, TAKE_PARTITIONS_MAX
+from dss.base.limits import QUEUES_MAX, RECEIVE_BYTES_MAX, TAKE_PARTITIONS_MAX
 from dss.core.meta.commands import QueueEntry
 from dss.core.queueing.commands import Delivered, Receive
 from dss.drivers.queue_partitions import Answers, Partitions
@@ -26,6 +27,9 @@ log = logging.getLogger("dss.queues")
 
 RECEIVE: Final = "queue.receive"
 CALL_TIMEOUT_MS: Final = 5_000
+EMPTY_LASTS_S: Final = 1.0
+"""So long a node that had nothing is asked last, unless it hints; as long as a lost hint can
+delay a poll (queue_polls.LOOK_ANYWAY_S)."""
 
 Kind = TypeVar("Kind")
 
@@ -82,7 +86,10 @@ class Receiver:
         self._me = node_id
         self._claimed: dict[tuple[int, str], int] = {}
         """Messages that receives under way are about to take, per partition and queue."""
-        self._turn = 0
+        self._turn = self._asked = 0
+        self._empty_s: dict[str, dict[str, float]] = {}
+        """queue -> node -> when it last had nothing; only of queues that others were asked for."""
+        polls.on_hint(self._hinted)
 
     def start(self) -> None:
         self._transport.on_call(RECEIVE, self._on_receive)
@@ -174,11 +181,7 @@ class Receiver:
         Raises:
             Unavailable: this node leads nothing and nobody answered.
         """
-        nodes = list(self._partitions.leaders())
-        nodes.sort(key=lambda node: node != hinted)
-        if hinted is None and nodes:
-            turn = self._turn % len(nodes)
-            nodes = nodes[turn:] + nodes[:turn]
+        nodes = self._order(ask.queue, hinted)
         body = _encode(ask)
         answered = bool(self._partitions.led)
         for node in nodes:
@@ -192,6 +195,7 @@ class Receiver:
             answered = True
             if taken:
                 return taken
+            self._had_nothing(ask.queue, node)
         if not answered:
             raise Unavailable(
                 f"{self._me} leads no partition and reaches no node that does; nothing was "
@@ -199,6 +203,37 @@ class Receiver:
                 retry_after_ms=1_000,
             )
         return []
+
+    def _order(self, queue: str, hinted: str | None) -> list[str]:
+        """Whom to ask: who hinted, then in turn who may have some, then who had nothing."""
+        nodes = list(self._partitions.leaders())
+        if not nodes:
+            return nodes
+        self._asked += 1
+        turn = self._asked % len(nodes)
+        nodes = nodes[turn:] + nodes[:turn]
+        empty_s = self._empty_s.get(queue)
+        if empty_s is None and hinted is None:
+            return nodes
+        old_s = asyncio.get_running_loop().time() - EMPTY_LASTS_S
+        times_s = empty_s or {}
+        nodes.sort(key=lambda node: (node != hinted, times_s.get(node, old_s) > old_s))
+        return nodes
+
+    def _had_nothing(self, queue: str, node: str) -> None:
+        empty_s = self._empty_s.get(queue)
+        if empty_s is None:
+            if len(self._empty_s) >= QUEUES_MAX:
+                # Of queues that are gone, or asked for seldom: a wrong order only costs time.
+                self._empty_s.clear()
+            empty_s = self._empty_s[queue] = {}
+        empty_s[node] = asyncio.get_running_loop().time()
+
+    def _hinted(self, queue: str, node: str) -> None:
+        """`node` has messages again."""
+        empty_s = self._empty_s.get(queue)
+        if empty_s is not None:
+            empty_s.pop(node, None)
 
     def _on_receive(self, peer: Peer, body: bytes, reply: Callable[[int, bytes], None]) -> None:
         ask = _decode_ask(body)

@@ -150,6 +150,56 @@ def test_long_poll__woken_by_a_hint_of_the_leading_node(
     run(scenario)
 
 
+def lead_by_two_others(world: World) -> None:
+    """queue-1 leads nothing; the others every second partition."""
+    for number, group in enumerate(world.queue_groups()):
+        world.lead(group, ("queue-2", "queue-3")[number % 2])
+
+
+def key_led_by(world: World, service: QueueService, node: str) -> str:
+    keys = (str(number) for number in range(1_000))
+    return next(
+        key for key in keys if service.partitions.leader(service.partition_of("jobs", key)) == node
+    )
+
+
+def test_two_other_nodes_have_messages__they_take_turns() -> None:
+    async def scenario(world: World, services: list[QueueService]) -> None:
+        await services[0].put("jobs", QueueSettings())
+        lead_by_two_others(world)
+        for first, node in ((0, "queue-2"), (100, "queue-3")):
+            key = key_led_by(world, services[0], node)
+            await services[0].send("jobs", body(*range(first, first + 10), key=key))
+        got = [bodies(await services[0].receive("jobs", 1, 0, None))[0] for _ in range(10)]
+        assert sorted(got) == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
+
+    run(scenario)
+
+
+def test_one_other_node_had_nothing__asked_last_until_it_hints() -> None:
+    async def scenario(world: World, services: list[QueueService]) -> None:
+        await services[0].put("jobs", QueueSettings())
+        lead_by_two_others(world)
+        key = key_led_by(world, services[0], "queue-3")
+        await services[0].send("jobs", body(*range(10), key=key))
+        called = world.nodes["queue-1"].transport.called
+        for _ in range(10):
+            assert len(await services[0].receive("jobs", 1, 1_000, None)) == 1
+        assert called.count(("queue-3", RECEIVE)) == 10
+        assert called.count(("queue-2", RECEIVE)) <= 1
+        poll = asyncio.ensure_future(services[0].receive("jobs", 1, 1_000, None))
+        await until(lambda: services[0].polls.waiting == 1)
+        await asyncio.sleep(0.02)
+        key = key_led_by(world, services[0], "queue-2")
+        asked = called.count(("queue-3", RECEIVE))
+        await services[0].send("jobs", body(77, 78, key=key))
+        assert bodies(await asyncio.wait_for(poll, 0.5)) == [77]
+        assert called.count(("queue-3", RECEIVE)) == asked, "the one that hinted is asked first"
+        assert bodies(await services[0].receive("jobs", 1, 0, None)) == [78]
+
+    run(scenario)
+
+
 def test_long_poll__ends_empty_after_its_time() -> None:
     async def scenario(world: World, services: list[QueueService]) -> None:
         await services[0].put("jobs", QueueSettings())
