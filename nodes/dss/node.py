@@ -90,6 +90,7 @@ class Node:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.set_exception_handler(self._unhandled)
         config = self.config
         data_dir = DataDir.open(config.data_dir, config.cluster_id, config.node_id)
         try:
@@ -191,6 +192,13 @@ class Node:
         )
         raft_metrics.register(self.registry, host)
         return host
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that nobody caught; a broken invariant ends the node (exit code 1)."""
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        if isinstance(error, AssertionError):
+            self._fail(f"a defect of DSS, please report it: {error}")
 
     def _fail(self, reason: str) -> None:
         self._failed = reason

@@ -12,9 +12,10 @@ What must not live here: sockets, the loop, forwarding to a leader, HTTP.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -39,6 +40,9 @@ from dss.storage.snapshots import SnapshotReceiver, SnapshotStore
 from dss.storage.wal import GroupState, Wal
 
 log = logging.getLogger("dss.raft")
+
+SNAPSHOTS_PER_RECLAIM: Final = 2
+"""Each copies a machine's state on the loop: many in one turn would hold heartbeats up."""
 
 
 class Flight(msgspec.Struct):
@@ -205,6 +209,7 @@ class Engine:
         self._unsynced = False
         self._next_ref = 1
         self.cycles = 0
+        self.cycles_finished = 0
         self.proposals_answered = 0
         self.entries_applied = 0
         self.commands_applied = 0
@@ -416,7 +421,10 @@ class Engine:
         if self._unsynced:
             self.wal.write()
         self._hooks.flush()
-        return self._unsynced
+        # From here on it says what the *next* sync is for: groups may be created, and snapshots
+        # noted, while this one runs in a thread.
+        must_sync, self._unsynced = self._unsynced, False
+        return must_sync
 
     def sync(self) -> None:
         """Make everything written durable. Raises StorageFailed: the node must stop."""
@@ -425,7 +433,6 @@ class Engine:
     def finish(self) -> None:
         """After the sync: acknowledge, apply, answer."""
         now_ms = self._hooks.now_ms()
-        self._unsynced = False
         send = self._hooks.send
         after_sync, self._after_sync = self._after_sync, []
         for peer, message in after_sync:
@@ -445,6 +452,7 @@ class Engine:
             sinks, self._sinks = self._sinks, {}
             for sink in sinks:
                 sink.flush()
+        self.cycles_finished = self.cycles
         if self._unsynced or self._dirty:
             self._hooks.wake()
 
@@ -493,7 +501,8 @@ class Engine:
             self._unsynced = True
         elif isinstance(effect, fx.Refused):
             flight = group.flights_by_ref.pop(effect.ref)
-            group.due_in_flight = group.due_in_flight and flight.sinks[0][1] is not NULL_SINK
+            if any(sink is NULL_SINK for _, sink in flight.sinks):
+                group.due_in_flight = False  # it may have joined clients' proposals
             self._hooks.refused(group.gid, flight, effect.code, effect.leader)
         elif isinstance(effect, fx.ReadReady):
             done = group.reads.pop(effect.ref)
@@ -606,25 +615,51 @@ class Engine:
                     sink.answer(rid, 504, body)
             position += count
 
+    def abandon(self) -> None:
+        """The node ends: answer everything that waits. No cycle may follow."""
+        stops = {"code": "unavailable", "message": f"{self.node_id} stops; nothing was done"}
+        for group in self.groups.values():
+            pending, group.pending = group.pending, []
+            for flight in pending:
+                rids = iter(flight.rids)
+                for count, sink in flight.sinks:
+                    self._sinks[sink] = None
+                    for rid in itertools.islice(rids, count):
+                        sink.answer(rid, 503, stops)
+            flights = [*group.flights_by_ref.values(), *group.flights.values()]
+            group.flights_by_ref, group.flights = {}, {}
+            for flight in flights:
+                self._lose(flight)
+            self._end_waits(group, None)
+            reads, group.reads = group.reads, {}
+            for done in reads.values():
+                done(None, False)
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks:
+            sink.flush()
+
     def _role_changed(self, group: Group, effect: fx.RoleChanged) -> None:
         if effect.role != "leader":
             flights, group.flights = group.flights, {}
             for flight in flights.values():
                 self._lose(flight)
             group.due_in_flight = False
-            waits, group.waits = group.waits, {}
-            body = {
-                "code": "indeterminate",
-                "message": "the leader changed while this request waited; repeat it: it joins "
-                "its own place in the queue if it still has one",
-            }
-            for sink, rid in waits.values():
-                sink.answer(rid, 504, body)
-                self._sinks[sink] = None
-            readers, group.read_waiters = group.read_waiters, []
-            for _, done in readers:
-                done(effect.leader, False)
+            self._end_waits(group, effect.leader)
         self._hooks.role_changed(group.gid, effect.role, effect.term, effect.leader, effect.reason)
+
+    def _end_waits(self, group: Group, leader: str | None) -> None:
+        waits, group.waits = group.waits, {}
+        body = {
+            "code": "indeterminate",
+            "message": "the leader changed while this request waited; repeat it: it joins "
+            "its own place in the queue if it still has one",
+        }
+        for sink, rid in waits.values():
+            sink.answer(rid, 504, body)
+            self._sinks[sink] = None
+        readers, group.read_waiters = group.read_waiters, []
+        for _, done in readers:
+            done(leader, False)
 
     # --- snapshots ----------------------------------------------------------------------
 
@@ -638,15 +673,19 @@ class Engine:
             self.take_snapshot(group)
 
     def snapshot_pinned(self) -> None:
-        """Snapshot quiet groups whose old entries keep WAL segments alive."""
-        for gid, segments in self.wal.pinned().items():
+        """Snapshot quiet groups whose old entries keep WAL segments alive, a few at a time."""
+        pinned = self.wal.pinned()
+        taken = 0
+        for gid in sorted(pinned, key=lambda gid: (-pinned[gid], gid)):
             group = self.groups.get(gid)
             if (
                 group is not None
-                and segments >= 2
+                and pinned[gid] >= 2
                 and not group.snapshot_busy
                 and group.applied_index > group.snapshot_index
+                and taken < SNAPSHOTS_PER_RECLAIM
             ):
+                taken += 1
                 self.take_snapshot(group)
 
     def take_snapshot(self, group: Group) -> None:

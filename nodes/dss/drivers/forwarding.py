@@ -7,15 +7,16 @@ back in casts. While no leader is known a batch is held for one election timeout
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from dss.base import limits
 from dss.base.errors import Invalid
 from dss.core.machine import strip_array_header
-from dss.drivers.engine import Flight
+from dss.drivers.engine import NULL_SINK, Flight
 from dss.drivers.ports import Sink
 from dss.transport.links import Links
 from dss.transport.ports import Peer
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from dss.drivers.host import Host
 
 _encode = msgspec.msgpack.Encoder().encode
+
+OUTGOING_MS_MAX: Final = limits.WAIT_MS_MAX + 5_000
+"""A forwarded batch has its answers by then: the longest wait of a command, and some."""
+SWEEP_EVERY_S: Final = 5.0
+ANSWERS_BYTES_MAX: Final = limits.FRAME_BYTES_MAX // 2
 
 
 class Forward(msgspec.Struct, frozen=True, array_like=True):
@@ -65,14 +71,18 @@ class _Outgoing(msgspec.Struct):
     group: int
     waiting: dict[int, None]
     sink: Sink
+    deadline_ms: int
 
 
 class _PeerSink:
-    """Collects answers for a batch that came from another node."""
+    """Collects answers for a batch that came from another node's process.
+
+    Only that process may get them: after its restart the same forward id means another batch.
+    """
 
     __slots__ = ("_answers", "_forward_id", "_links", "_peer", "hops")
 
-    def __init__(self, links: Links, peer: str, forward_id: int, hops: int) -> None:
+    def __init__(self, links: Links, peer: Peer, forward_id: int, hops: int) -> None:
         self._links = links
         self._peer = peer
         self._forward_id = forward_id
@@ -84,10 +94,17 @@ class _PeerSink:
 
     def flush(self) -> None:
         answers, self._answers = self._answers, []
-        if answers:
-            self._links.cast(
-                self._peer, "raft.answers", _encode(Answers(self._forward_id, answers))
-            )
+        if answers and self._links.peer(self._peer.node_id) == self._peer:
+            self._send(answers)
+
+    def _send(self, answers: list[tuple[int, int, Any]]) -> None:
+        body = _encode(Answers(self._forward_id, answers))
+        if len(body) > ANSWERS_BYTES_MAX and len(answers) > 1:
+            middle = len(answers) // 2
+            self._send(answers[:middle])
+            self._send(answers[middle:])
+        else:
+            self._links.cast(self._peer.node_id, "raft.answers", body)
 
 
 class Forwarder:
@@ -101,6 +118,9 @@ class Forwarder:
         self._next_id = 1
         self._held: dict[int, list[_Batch]] = {}
         self._held_items = 0
+        self._held_bytes = 0
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self.forwarded = 0
         links.on_cast("raft.forward", self._on_forward)
         links.on_cast("raft.answers", self._on_answers)
@@ -117,6 +137,9 @@ class Forwarder:
     ) -> None:
         """To the engine when this node leads, else to the leader, else hold."""
         host = self._host
+        if self._closed:
+            self._refuse_all(_Batch(group, list(rids), items, commands, sink, hops))
+            return
         if host.is_leader(group):
             host.engine.propose(group, rids, items, commands, sink)
             return
@@ -140,23 +163,46 @@ class Forwarder:
         forward_id = self._next_id
         self._next_id += 1
         self._outgoing[forward_id] = _Outgoing(
-            leader, batch.group, dict.fromkeys(batch.rids), batch.sink
+            leader,
+            batch.group,
+            dict.fromkeys(batch.rids),
+            batch.sink,
+            self._host.now_ms() + OUTGOING_MS_MAX,
         )
+        if self._sweep_timer is None:
+            self._sweep_timer = self._host.loop.call_later(SWEEP_EVERY_S, self._sweep)
         self.forwarded += 1
         header = b"\xdd" + len(batch.rids).to_bytes(4, "big")
         body = Forward(forward_id, batch.group, batch.hops + 1, header + batch.items)
         self._links.cast(leader, "raft.forward", _encode(body))
 
+    def _sweep(self) -> None:
+        """A net under everything else: no batch stays unanswered for ever."""
+        self._sweep_timer = None
+        now_ms = self._host.now_ms()
+        late = [fid for fid, out in self._outgoing.items() if out.deadline_ms <= now_ms]
+        for forward_id in late:
+            self._lose(forward_id, "it has not answered in time")
+        if self._outgoing:
+            self._sweep_timer = self._host.loop.call_later(SWEEP_EVERY_S, self._sweep)
+
     def _hold(self, batch: _Batch) -> None:
-        if self._held_items + len(batch.rids) > limits.STREAM_IN_FLIGHT_MAX * 4:
+        if (
+            self._held_items + len(batch.rids) > limits.STREAM_IN_FLIGHT_MAX * 4
+            or self._held_bytes + len(batch.items) > limits.UNCOMMITTED_BYTES_MAX
+        ):
             self._answer_all(batch, 503, self._host.no_quorum(batch.group).body())
             return
         if not batch.deadline_ms:
             batch.deadline_ms = self._host.now_ms() + self._hold_ms
         self._held.setdefault(batch.group, []).append(batch)
-        self._held_items += len(batch.rids)
+        self._count_held(batch, 1)
         delay_s = max(0, batch.deadline_ms - self._host.now_ms()) / 1000
         self._host.loop.call_later(delay_s, self._expire_held, batch.group)
+
+    def _count_held(self, batch: _Batch, sign: int) -> None:
+        self._held_items += sign * len(batch.rids)
+        self._held_bytes += sign * len(batch.items)
 
     def _expire_held(self, group: int) -> None:
         now_ms = self._host.now_ms()
@@ -164,9 +210,13 @@ class Forwarder:
         keep = [batch for batch in batches if batch.deadline_ms > now_ms]
         if keep:
             self._held[group] = keep
+            # Its own timer may have been this one, fired a little early by the loop's clock.
+            soonest_ms = min(batch.deadline_ms for batch in keep)
+            delay_s = max(1, soonest_ms - now_ms) / 1000
+            self._host.loop.call_later(delay_s, self._expire_held, group)
         for batch in batches:
             if batch.deadline_ms <= now_ms:
-                self._held_items -= len(batch.rids)
+                self._count_held(batch, -1)
                 self._answer_all(batch, 503, self._host.no_quorum(group).body())
 
     def role_changed(self, group: int, leader: str | None) -> None:
@@ -185,7 +235,7 @@ class Forwarder:
     def _release(self, group: int) -> None:
         batches = self._held.pop(group, [])
         for batch in batches:
-            self._held_items -= len(batch.rids)
+            self._count_held(batch, -1)
             self._elsewhere(batch)
 
     def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
@@ -195,6 +245,8 @@ class Forwarder:
             rids = flight.rids[position : position + count]
             commands = flight.commands[position : position + count]
             position += count
+            if sink is NULL_SINK:
+                continue  # what is due is proposed again by whoever leads
             hops = sink.hops if isinstance(sink, _PeerSink) else 0
             codec = self._host.machine(group).codec
             items = b"".join(
@@ -218,6 +270,29 @@ class Forwarder:
             batch.sink.answer(rid, status, body)
         batch.sink.flush()
 
+    def _refuse_all(self, batch: _Batch) -> None:
+        message = f"{self._host.node_id} stops; nothing was done"
+        self._answer_all(batch, 503, {"code": "unavailable", "message": message})
+
+    @property
+    def busy(self) -> bool:
+        """Whether batches are held, or have gone to a leader that has not answered all."""
+        return bool(self._held or self._outgoing)
+
+    def close(self) -> None:
+        """The node ends: answer everything held or forwarded, and refuse what still comes."""
+        self._closed = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        for forward_id in list(self._outgoing):
+            self._lose(forward_id, f"{self._host.node_id} stops")
+        held, self._held = self._held, {}
+        self._held_items = self._held_bytes = 0
+        for batches in held.values():
+            for batch in batches:
+                self._refuse_all(batch)
+
     def _lose(self, forward_id: int, reason: str) -> None:
         out = self._outgoing.pop(forward_id)
         body = {
@@ -240,7 +315,7 @@ class Forwarder:
 
     def _on_forward(self, peer: Peer, body: bytes) -> None:
         forward = _forward.decode(body)
-        sink = _PeerSink(self._links, peer.node_id, forward.forward_id, forward.hops)
+        sink = _PeerSink(self._links, peer, forward.forward_id, forward.hops)
         codec = self._codec(forward.group)
         triples = codec.split(forward.payload) if codec else []
         if codec is None:

@@ -10,6 +10,7 @@ node whose disk was lost never votes under its old name (docs/architecture.md §
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +22,7 @@ from dss.base.ids import LOCK_GROUP, META_GROUP
 from dss.core.machine import Machine
 from dss.core.raft.messages import Configuration, Member
 from dss.drivers.host import Host
+from dss.observe.logs import unexpected
 from dss.topology.nodes import NodeConfig
 from dss.transport.links import Links
 from dss.transport.ports import Peer
@@ -64,25 +66,31 @@ class Founding:
         self._founder = self._voters[0]
         self._task: asyncio.Task[None] | None = None
         self._adopting: dict[asyncio.Task[None], None] = {}
+        self._lost: dict[str, str] = {}
         self.founded = asyncio.Event()
         self.waiting_for = "the lock nodes to answer"
         links.on_call("found.status", self._on_status)
         links.on_call("found.adopt", self._on_adopt)
 
     async def start(self) -> None:
-        opened = [self._host.open_group(gid, self._machines[gid]()) for gid in GROUPS]
-        if all(opened):
-            self.founded.set()
-        elif any(opened):
-            # Both records are written in one cycle; recovery keeps both or neither.
-            raise AssertionError("only one of the two lock groups was recovered")
+        opened = [gid for gid in GROUPS if self._host.open_group(gid, self._machines[gid]())]
+        if opened:
+            if len(opened) < len(GROUPS):
+                # The power failed within the one write that founds both groups, so this node has
+                # never acknowledged anything in either: it may finish that write now.
+                log.warning("finishing a founding that was cut short")
+            await self._create(self._host.engine.groups[opened[0]].configuration)
         if self._config.node_id == self._founder:
             self._task = asyncio.get_running_loop().create_task(self._lead())
+            self._task.add_done_callback(_ended)
 
     async def stop(self) -> None:
+        tasks = list(self._adopting)
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            tasks.append(self._task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def readiness(self) -> str | None:
         """None once this node belongs to the groups; else what it waits for."""
@@ -107,6 +115,7 @@ class Founding:
                 task = asyncio.get_running_loop().create_task(self._adopt(configuration, reply))
                 self._adopting[task] = None
                 task.add_done_callback(self._adopting.pop)
+                task.add_done_callback(_ended)
                 return
             else:
                 log.error(
@@ -152,7 +161,9 @@ class Founding:
         statuses: dict[str, FoundingStatus] = {}
         for node_id, answer in zip(others, answers, strict=True):
             if isinstance(answer, bytes):
-                statuses[node_id] = msgspec.msgpack.decode(answer, type=FoundingStatus)
+                # An unreadable answer is like none: it must not end the founder's work.
+                with contextlib.suppress(msgspec.MsgspecError):
+                    statuses[node_id] = msgspec.msgpack.decode(answer, type=FoundingStatus)
             elif not isinstance(answer, DssError):
                 raise answer
         return statuses
@@ -189,9 +200,27 @@ class Founding:
                 done = False
             elif status.empty:
                 done = False
-                if status.incarnation == member.incarnation:
+                if status.incarnation != member.incarnation:
+                    self._warn_lost(member, status)
+                else:
                     future = self._links.call(
                         member.node_id, "found.adopt", _encode(configuration), CALL_TIMEOUT_MS
                     )
                     await asyncio.gather(future, return_exceptions=True)
         return done
+
+    def _warn_lost(self, member: Member, status: FoundingStatus) -> None:
+        if self._lost.get(member.node_id) != status.incarnation:
+            self._lost[member.node_id] = status.incarnation
+            log.warning(
+                "%s is empty and has incarnation %s, the cluster was founded with %s: its data "
+                "directory was lost; it must be re-admitted and does not vote until then",
+                member.node_id,
+                status.incarnation[:8],
+                member.incarnation[:8],
+            )
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        unexpected(log, "founding", error)

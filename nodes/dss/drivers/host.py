@@ -12,12 +12,13 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
 
 from dss.base import limits
-from dss.base.errors import NoQuorum, StorageFailed
+from dss.base.errors import Indeterminate, NoQuorum, StorageFailed, Unavailable
 from dss.core.machine import Machine
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, RaftMessage
@@ -45,6 +46,8 @@ GATHER_FROM: Final = 4
 GATHER_TURNS: Final = 3
 """Loop turns it waits (docs/decisions/0003-gathering-cycles.md)."""
 RECLAIM_EVERY_S: Final = 5.0
+DRAIN_MS: Final = 250
+"""At a stop, after the hand-over: time for the new leader's answers to what was sent to it."""
 
 
 class SyncPolicy:
@@ -96,12 +99,18 @@ class _CallSink:
     def flush(self) -> None:
         """Nothing is buffered: each future wakes its own handler."""
 
+    def close(self, reason: str) -> None:
+        """The node ends: whatever has no answer by now gets this one."""
+        for rid in list(self._futures):
+            self.answer(rid, Indeterminate.status, Indeterminate(reason).body())
+
 
 class Host:
     """All Raft groups of this process, on the running loop.
 
     Args:
-        stop_node: called with a reason when the node must end (an fsync error).
+        stop_node: called with a reason when the node must end: an fsync error, or a state that
+            cannot be (AssertionError): going on could break what was promised.
     """
 
     def __init__(
@@ -136,6 +145,8 @@ class Host:
         self._role_listeners: list[Callable[[int, str, int, str | None], None]] = []
         self._applied_listeners: dict[int, list[Callable[[], None]]] = {}
         self._offloads = 0
+        # A thread of its own: an fsync must not queue behind snapshots in the common pool.
+        self._sync_thread = ThreadPoolExecutor(1, "wal-sync")
         seeds = random.SystemRandom()
         self.engine = Engine(
             node_id=node_id,
@@ -196,7 +207,10 @@ class Host:
             if error is not None:
                 self._fail(f"writing beside the log failed: {error}")
             elif not self._stopped:
-                done()
+                try:
+                    done()
+                except Exception as failure:
+                    self._broken(failure)
 
         future.add_done_callback(finished)
 
@@ -216,32 +230,31 @@ class Host:
             if self.engine.begin():
                 if self.sync_policy.threaded:
                     self._syncing = True
-                    future = self.loop.run_in_executor(None, self.engine.sync)
+                    future = self.loop.run_in_executor(self._sync_thread, self.engine.sync)
                     future.add_done_callback(self._synced)
                     return
                 self.engine.sync()
                 self._note_sync()
             self.engine.finish()
-        except (OSError, StorageFailed) as error:
-            self._fail(f"the log cannot be written: {error}")
-            return
-        self._arm()
+            self._arm()
+        except Exception as error:
+            self._broken(error)
 
     def _synced(self, future: asyncio.Future[None]) -> None:
         self._syncing = False
         error = future.exception()
         if error is not None:
-            self._fail(f"the log cannot be written: {error}")
+            self._broken(error)
             return
         if self._stopped:
             return
         self._note_sync()
         try:
             self.engine.finish()
-        except (OSError, StorageFailed) as failure:
-            self._fail(f"the log cannot be written: {failure}")
+            self._arm()
+        except Exception as failure:
+            self._broken(failure)
             return
-        self._arm()
         if self.engine.pending:
             self.wake()
 
@@ -251,10 +264,27 @@ class Host:
         if self.sync_seconds is not None:
             self.sync_seconds.observe(took_ns / 1e9)
 
-    def _fail(self, reason: str) -> None:
+    def _broken(self, error: BaseException) -> None:
+        if isinstance(error, OSError | StorageFailed):
+            self._fail(f"the log cannot be written: {error}")
+        else:
+            # The core's text ends with its story; the traceback says which step.
+            self._fail(f"a defect of DSS, please report it: {type(error).__name__}: {error}", error)
+
+    def _fail(self, reason: str, defect: BaseException | None = None) -> None:
+        """Stop for good: nothing is written, sent or acknowledged after this."""
+        if self._stopped:
+            return
         self._stopped = True
-        log.error("%s; this node stops", reason)
+        log.error("%s; this node stops", reason, exc_info=defect)
         self._stop_node(reason)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Answer everything that still waits: nobody shall hang on a node that has ended."""
+        self.forwarder.close()
+        self.engine.abandon()
+        self._calls.close(f"{self.node_id} stops: the write may or may not happen")
 
     def _arm(self) -> None:
         """Set the timer to the engine's next deadline, unless one at or before it is set."""
@@ -280,9 +310,12 @@ class Host:
             self._timer = self.loop.call_later(0.001, self._tick)
             return
         self._deferred_tick = False
-        self.engine.tick()
-        if not self.engine.pending:  # else the cycle that is due arms it
-            self._arm()
+        try:
+            self.engine.tick()
+            if not self.engine.pending:  # else the cycle that is due arms it
+                self._arm()
+        except Exception as error:
+            self._broken(error)
 
     def _reclaim(self) -> None:
         if self._stopped:
@@ -293,8 +326,8 @@ class Host:
         if not self._syncing:
             try:
                 self.engine.reclaim()
-            except (OSError, StorageFailed) as error:
-                self._fail(f"log segments cannot be reclaimed: {error}")
+            except Exception as error:
+                self._broken(error)
                 return
         self._reclaim_timer = self.loop.call_later(RECLAIM_EVERY_S, self._reclaim)
 
@@ -307,15 +340,19 @@ class Host:
         self._arm()
 
     async def stop(self) -> None:
-        """Hand leadership over where possible, then stop cycling and close the WAL."""
-        await self._hand_over()
-        self._stopped = True
+        """Hand leadership over where possible, stop cycling, answer the rest, close the WAL."""
+        if not self._stopped:
+            await self._hand_over()
+        failed, self._stopped = self._stopped, True
         self._reclaim_timer.cancel()
         if self._timer is not None:
             self._timer.cancel()
         # Polling is fine here: once in a process's life, and bounded by one fsync.
         while self._syncing or self._offloads:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+        if not failed:
+            self._abandon()
+        self._sync_thread.shutdown()
         self._wal.close()
 
     async def _hand_over(self) -> None:
@@ -324,12 +361,19 @@ class Host:
             self.engine.event(gid, fx.Transfer(None))
         deadline_ms = self.now_ms() + self.settings.election_max_ms
         while self.now_ms() < deadline_ms:
-            if not any(self.is_leader(gid) for gid in leading):
-                return
+            if self._stopped or not any(self.is_leader(gid) for gid in leading):
+                break
+            await asyncio.sleep(0.01)
+        until_ms = self.now_ms() + DRAIN_MS
+        # Once more: at the end of a life, and bounded.
+        while (  # noqa: ASYNC110
+            self.forwarder.busy and self.now_ms() < until_ms and not self._stopped
+        ):
             await asyncio.sleep(0.01)
 
     def _received(self, peer: Peer, messages: list[RaftMessage]) -> None:
-        self.engine.receive(peer.node_id, peer.incarnation, messages)
+        if not self._stopped:
+            self.engine.receive(peer.node_id, peer.incarnation, messages)
 
     # --- ports.Consensus ----------------------------------------------------------------
 
@@ -352,6 +396,8 @@ class Host:
         return future
 
     async def read(self, group: int) -> None:
+        if self._stopped:
+            raise Unavailable(f"{self.node_id} stops", retry_after_ms=self.settings.election_max_ms)
         if not self.is_leader(group):
             raise self.no_quorum(group)
         future: asyncio.Future[bool] = self.loop.create_future()
@@ -426,10 +472,14 @@ class Host:
 
     async def durable(self) -> None:
         """Return once everything written to the WAL so far is synced."""
-        while self.engine.pending or self._syncing:
-            await asyncio.sleep(0.001)  # cycles run by themselves; rare, so no event for it
+        if not self.engine.pending and not self._syncing and not self._stopped:
+            return
+        # What is buffered beside a running cycle belongs to the next one.
+        cycle = self.engine.cycles + (1 if self.engine.pending else 0)
+        while self.engine.cycles_finished < cycle:
             if self._stopped:
-                raise self.no_quorum(0)
+                raise Unavailable(f"{self.node_id} stops")
+            await asyncio.sleep(0.001)  # cycles run by themselves; rare, so no event for it
 
     def caught_up(self, group: int) -> bool:
         """Has this node applied what a leader had committed when it was first heard?"""

@@ -24,6 +24,7 @@ import msgspec
 from dss.base import limits
 from dss.base.errors import DssError, Indeterminate, RemoteError, Unavailable
 from dss.core.raft.messages import RaftMessage
+from dss.observe.logs import unexpected
 from dss.topology.nodes import NodeSpec
 from dss.transport.handshake import (
     HANDSHAKE_BYTES_MAX,
@@ -42,6 +43,8 @@ DIAL_TIMEOUT_S: Final = 1.0
 HANDSHAKE_TIMEOUT_S: Final = 3.0
 REDIAL_MIN_S: Final = 0.05
 REDIAL_MAX_S: Final = 1.0
+REFUSALS_REMEMBERED_MAX: Final = 64
+"""Refused handshakes that are logged once only: peers dial again every second."""
 RaftListener = Callable[[Peer, list[RaftMessage]], None]
 
 _encoder = msgspec.msgpack.Encoder()
@@ -143,6 +146,9 @@ class _Link(asyncio.Protocol):
             return
         if transport.get_write_buffer_size() > limits.PEER_OUTBOX_BYTES_MAX:
             self.links.dropped += len(messages)
+            if any(isinstance(message, Call | Return | Cast) for message in messages):
+                # Raft repeats itself, nobody repeats these: whoever waits must hear of it.
+                self.close(f"it does not read: {limits.PEER_OUTBOX_BYTES_MAX} bytes are unsent")
             return
         transport.write(encode_frames(messages))
 
@@ -175,7 +181,7 @@ class _Link(asyncio.Protocol):
         except HandshakeRefused as error:
             if self.acceptor is not None:
                 self._write_one(reject(str(error)))
-                log.warning("refused a peer connection: %s", error)
+            self.links.refused(str(error), dialed=self.dialer is not None)
             self.reason = str(error)
             if self.transport is not None:
                 self.transport.close()
@@ -255,6 +261,7 @@ class Links:
         self._server: asyncio.Server | None = None
         self._dialers: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._refusals: dict[str, None] = {}
 
     # --- life cycle ---
 
@@ -299,7 +306,7 @@ class Links:
                 await link.established
                 delay_s = REDIAL_MIN_S
                 await link.closed
-            except (OSError, TimeoutError) as error:
+            except (OSError, ValueError) as error:  # ValueError: a name that is no host name
                 reason = link.reason if link else (str(error) or "dial timed out")
                 self._note(node_id, False, reason)
             if link is not None and not link.closed.done():
@@ -413,6 +420,15 @@ class Links:
             for listener in self._on_link:
                 listener(node_id, False, reason)
 
+    def refused(self, reason: str, *, dialed: bool) -> None:
+        """A handshake failed: a matter for a person, who must see it, but not every second."""
+        text = f"{'a peer' if dialed else 'this node'} refused a peer connection: {reason}"
+        if text not in self._refusals:
+            if len(self._refusals) >= REFUSALS_REMEMBERED_MAX:
+                self._refusals.clear()
+            self._refusals[text] = None
+            log.warning("%s", text)
+
     def _note(self, node_id: str, up: bool, reason: str) -> None:
         was_up, _, old_reason = self._state[node_id]
         if was_up != up or old_reason != reason:
@@ -436,7 +452,7 @@ class Links:
         raft: list[RaftMessage] = []
         for message in messages:
             if isinstance(message, Call):
-                self._called(peer, message)
+                self._called(link, peer, message)
             elif isinstance(message, Return):
                 self._returned(peer, message)
             elif isinstance(message, Cast):
@@ -453,12 +469,16 @@ class Links:
             handler(peer, message.body)
         except (DssError, msgspec.MsgspecError) as error:
             log.warning("cast %s from %s: %s", message.method, peer.node_id, error)
+        except Exception as error:  # one bad message must not break the link for all groups
+            unexpected(log, f"cast {message.method} from {peer.node_id}", error)
 
-    def _called(self, peer: Peer, call: Call) -> None:
+    def _called(self, link: _Link, peer: Peer, call: Call) -> None:
         call_id, node_id = call.call_id, peer.node_id
 
         def reply(status: int, body: bytes) -> None:
-            self.send(node_id, Return(call_id, status, body))
+            # Over the link that asked, or not at all: a restarted peer uses the same ids again.
+            if self._up.get(node_id) is link:
+                self.send(node_id, Return(call_id, status, body))
 
         handler = self._call_handlers.get(call.method)
         try:
@@ -470,6 +490,9 @@ class Links:
         except msgspec.MsgspecError as error:
             body = {"code": "invalid", "message": f"{call.method}: {error}"}
             reply(422, _encoder.encode(body))
+        except Exception as error:
+            unexpected(log, f"call {call.method} from {node_id}", error)
+            reply(500, _encoder.encode({"code": "internal", "message": "see the node's log"}))
 
     def _returned(self, peer: Peer, message: Return) -> None:
         call = self._calls.get(message.call_id)
