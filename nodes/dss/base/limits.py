@@ -19,6 +19,7 @@ BATCH_ITEMS_MAX: Final = 1_000
 """Items in one batch: bounds the time one log entry takes to apply."""
 SESSION_TTL_MS_MIN: Final = 100
 SESSION_TTL_MS_MAX: Final = 24 * 3_600_000
+"""A dead client's locks come free within a day."""
 SESSION_TTL_MS_DEFAULT: Final = 10_000
 WAIT_MS_MAX: Final = 30_000
 """Long polls and lock waits: below the usual 60 s time-outs of proxies."""
@@ -74,13 +75,20 @@ FORWARD_HOPS_MAX: Final = 2
 
 # --- state machines ---
 LOCKS_MAX: Final = 1_000_000
+"""All of them are in the memory of every lock node, and in each snapshot."""
 SESSIONS_MAX: Final = 100_000
+"""Each is in the memory of every lock node; one per process, not one per lock, is enough."""
 WAITERS_PER_LOCK_MAX: Final = 10_000
+"""Keeps one popular lock from using up the room for all waiters (WAITERS_MAX)."""
 SEMAPHORE_PERMITS_MAX: Final = 10_000
+"""A semaphore's holders are kept one by one."""
 LIST_ITEMS_MAX: Final = 1_000
 QUEUES_MAX: Final = 1_000
+"""Every partition keeps the settings of every queue."""
 PARTITIONS_MAX: Final = 256
+"""Each is a Raft group on three nodes, with its own heartbeats."""
 NODES_PER_ROLE_MAX: Final = 9
+"""A write waits for a majority: more voters make it slower, not safer."""
 
 # --- configuration ---
 PEER_LIST_CHARS_MAX: Final = 64 * KIB
@@ -132,6 +140,7 @@ STREAM_CLOSE_S: Final = 2.0
 
 # --- cache ---
 CACHE_TTL_MS_MAX: Final = 24 * 3_600_000
+"""Longer is a value without an end: leave `ttl_ms` out."""
 CACHE_TTL_MS_MIN: Final = 100
 """A cached value's life: shorter than 100 ms is below what leases can honour."""
 CACHE_REQUEST_MS: Final = 5_000
@@ -155,6 +164,7 @@ MEMORY_TIMEOUT_MS: Final = 2_000
 VISIBILITY_MS_MAX: Final = 12 * 3_600_000
 """A message's lease, and a delay: SQS's bound, longer than any sensible job without an extend."""
 VISIBILITY_MS_DEFAULT: Final = 30_000
+"""What SQS users expect: a short job ends within it, a crashed one comes again soon."""
 QUEUE_DELIVERIES_MAX: Final = 1_000
 """The largest `max_deliveries`: more is a poison message that nobody looks at."""
 QUEUE_LENGTH_MAX: Final = 10_000_000

@@ -16,6 +16,7 @@ from dss.topology.model import DSSCluster
 from dss.topology.render_compose import render_compose
 from dss.topology.render_env import render_configuration_page, render_env
 from dss.topology.render_grafana import render_dashboard
+from dss.topology.render_limits import render_limits_page
 from dss.topology.render_prometheus import (
     render_alerts_page,
     render_dashboard_provider,
@@ -37,6 +38,7 @@ def generated_files(cluster: DSSCluster) -> dict[str, str]:
         "docker/grafana/dashboards/dss.json": render_dashboard(),
         "docs/alerts.md": render_alerts_page(cluster),
         "docs/configuration.md": render_configuration_page(),
+        "docs/limits.md": render_limits_page(),
     }
 
 

@@ -18,6 +18,7 @@ from dss.topology.envfile import parse_env
 from dss.topology.generate import generated_files, main, stale_files
 from dss.topology.model import DSSCluster, cluster_of
 from dss.topology.render_env import render_configuration_page, render_env
+from dss.topology.render_limits import render_limits_page
 from dss.topology.render_local import render_local
 from dss.topology.render_prometheus import alerts
 from dss.topology.variables import VARIABLES
@@ -206,3 +207,18 @@ def test_prometheus_files__promtool_accepts_them(tmp_path: Path) -> None:
     command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
+
+
+def test_limits_page__each_row_has_its_value_and_reason_out_of_limits_py() -> None:
+    page = render_limits_page()
+    assert (
+        "| a lock's, queue's or cache key's name | 256 bytes | Lock, queue and cache names: long "
+        "enough for a path-like key, short enough to hold millions. |\n"
+    ) in page
+    assert "| `wait_ms` | 30 s |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "| what |" not in line]
+    for row in rows:
+        what, limit, why = row.strip("| ").split(" | ")
+        assert what, row
+        assert limit[0].isdigit(), row
+        assert why.endswith("."), row
