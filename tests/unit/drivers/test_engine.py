@@ -1,0 +1,412 @@
+"""Engines joined in memory over simulated disks: the order of sync, answer and send."""
+
+import random
+from collections import deque
+
+import pytest
+from driver_world import Sink
+
+from dss.core.machine import PENDING, Wake
+from dss.core.raft import effects as fx
+from dss.core.raft.messages import AppendResponse, Configuration, Heartbeat, Member
+from dss.core.raft.settings import RaftSettings
+from dss.drivers import engine as engine_module
+from dss.drivers.engine import NULL_SINK, Engine
+from dss.storage.snapshots import SnapshotStore
+from dss.storage.wal import Wal
+from dss.testing.disk import SimFiles
+from dss.testing.tally import Add, Tally
+
+GROUP = 1
+CONFIGURATION = Configuration(tuple(Member(n, f"inc-{n}") for n in "abc"))
+ALONE = Configuration((Member("a", "inc-a"),))
+
+
+class WaitingTally(Tally):
+    """An Add with padding waits; the next without wakes all that wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting, self.wakes, self.due_ms = [], [], None
+
+    def apply(self, index, log_ms, commands):
+        results = super().apply(index, log_ms, commands)
+        for at, command in enumerate(commands):
+            if command.padding:
+                self.waiting.append((index, at))
+                results[at] = PENDING
+            else:
+                self.wakes += [Wake(i, p, 200, "woken") for i, p in self.waiting]
+                self.waiting = []
+        return results
+
+    def take_wakes(self):
+        wakes, self.wakes = self.wakes, []
+        return wakes
+
+    def next_due_ms(self):
+        return self.due_ms
+
+    def due(self, log_ms):
+        return [Add(1_000_000)]
+
+
+class Node:
+    """One engine and its hooks; `world` moves its messages and its clock."""
+
+    def __init__(self, world, name, configuration):
+        self.world, self.name, self.configuration = world, name, configuration
+        self.wal_files = SimFiles(random.Random(1))
+        self.snapshot_files = SimFiles(random.Random(2))
+        self.up = False
+        self.start()
+
+    def start(self):
+        self.sent, self.refusals, self.roles, self.offloaded = [], [], [], []
+        self.machine = WaitingTally()
+        wal, recovered = Wal.open(self.wal_files, segment_bytes=16_384)
+        self.engine = Engine(
+            node_id=self.name,
+            incarnation=f"inc-{self.name}",
+            wal=wal,
+            recovered=recovered,
+            snapshots=SnapshotStore(self.snapshot_files),
+            settings=RaftSettings(
+                heartbeat_ms=10, election_min_ms=50, election_max_ms=100, log_tail_entries=5
+            ),
+            rng=lambda gid: random.Random(self.name),
+            hooks=self,
+            snapshot_every_entries=self.world.snapshot_every,
+        )
+        if not self.engine.open_group(GROUP, self.machine):
+            self.engine.create_group(GROUP, self.configuration, self.machine)
+        self.up = True
+
+    def crash(self):
+        self.up = False
+        self.wal_files = self.wal_files.crash(random.Random(3))
+        self.snapshot_files = self.snapshot_files.crash(random.Random(4))
+
+    @property
+    def group(self):
+        return self.engine.groups[GROUP]
+
+    @property
+    def leads(self):
+        return self.up and self.group.raft.role == "leader"
+
+    def now_ms(self):
+        return self.world.now
+
+    def send(self, peer, message):
+        self.sent.append(message)
+        self.world.net.append((self.name, peer, message))
+
+    def flush(self): ...
+
+    def wake(self): ...
+
+    def refused(self, group, flight, code, leader):
+        self.refusals.append((flight, code))
+
+    def role_changed(self, group, role, term, leader, reason):
+        self.roles.append(role)
+
+    def applied(self, group): ...
+
+    def offload(self, work, done):
+        self.offloaded.append((work, done))
+
+    def cycle(self):
+        if self.engine.begin():
+            self.engine.sync()
+        self.engine.finish()
+
+    def propose(self, sink, *rids, padding=b""):
+        commands = [Add(rid, padding) for rid in rids]
+        items = b"".join(map(self.machine.codec.encode_item, rids, commands))
+        self.engine.propose(GROUP, rids, items, commands, sink)
+
+
+class World:
+    def __init__(self, names="abc", configuration=CONFIGURATION, snapshot_every=100_000):
+        self.now, self.net, self.cut = 1_000, deque(), set()
+        self.snapshot_every = snapshot_every
+        self.nodes = {name: Node(self, name, configuration) for name in names}
+
+    def __getitem__(self, name):
+        return self.nodes[name]
+
+    def run(self, ms=0):
+        """Let time pass; at each ms everything sent arrives and every engine cycles."""
+        for _ in range(ms + 1):
+            for node in self.nodes.values():
+                if node.up:
+                    node.engine.tick()
+            for _ in range(20):
+                self.deliver()
+                for node in self.nodes.values():
+                    while node.offloaded:
+                        work, done = node.offloaded.pop(0)
+                        work()
+                        done()
+                    if node.up and node.engine.pending:
+                        node.cycle()
+            self.now += 1
+
+    def deliver(self):
+        for _ in range(len(self.net)):
+            sender, receiver, message = self.net.popleft()
+            node = self.nodes[receiver]
+            if node.up and not {sender, receiver} & self.cut:
+                node.engine.receive(sender, f"inc-{sender}", [message])
+
+    def elect(self):
+        for _ in range(50):
+            self.run(10)
+            leaders = [node for node in self.nodes.values() if node.leads]
+            if len(leaders) == 1 and leaders[0].group.raft.commit_index:
+                return leaders[0]
+        raise AssertionError("no leader")
+
+
+def test_proposals_of_one_cycle__one_entry_applied_by_all_answered_once():
+    world = World()
+    leader = world.elect()
+    first, second = Sink(), Sink()
+    before = leader.group.raft.last_index
+    leader.propose(first, 1, 2)
+    leader.propose(second, 1, 3)
+    world.run(20)
+    assert leader.group.raft.last_index == before + 1
+    assert first.statuses == {1: 200, 2: 200}
+    assert second.statuses == {1: 200, 3: 200}
+    assert len(first.answers) == first.flushed == 2
+    assert all(node.machine.idents == [1, 2, 1, 3] for node in world.nodes.values())
+
+
+def test_lone_voter__answers_only_after_its_sync():
+    world = World("a", ALONE)
+    node, sink = world.elect(), Sink()
+    node.propose(sink, 1)
+    assert node.engine.begin()
+    assert not sink.answers
+    assert node.machine.idents == []
+    node.engine.sync()
+    assert not sink.answers
+    node.engine.finish()
+    assert sink.statuses == {1: 200}
+
+
+def test_follower__acknowledges_only_after_its_sync():
+    world = World()
+    leader = world.elect()
+    follower = next(node for node in world.nodes.values() if node is not leader)
+    leader.propose(Sink(), 1)
+    leader.cycle()
+    world.deliver()
+    follower.sent.clear()
+    assert follower.engine.begin()
+    assert not [m for m in follower.sent if isinstance(m, AppendResponse)]
+    follower.engine.sync()
+    follower.engine.finish()
+    [ack] = [m for m in follower.sent if isinstance(m, AppendResponse)]
+    assert ack.ok
+    assert ack.index == follower.group.raft.last_index
+
+
+def test_failed_sync__nothing_is_acknowledged():
+    world = World("a", ALONE)
+    node, sink = world.elect(), Sink()
+    node.wal_files.fail["datasync"] = [5]
+    node.propose(sink, 1)
+    assert node.engine.begin()
+    with pytest.raises(Exception, match="sync failed"):
+        node.engine.sync()
+    assert not sink.answers
+    node.engine.abandon()
+    assert sink.statuses == {1: 504}
+
+
+def test_group_created_while_a_sync_runs__still_needs_the_next_one():
+    world = World("a", ALONE)
+    node = world.elect()
+    node.propose(Sink(), 1)
+    assert node.engine.begin()
+    node.engine.create_group(2, ALONE, WaitingTally())
+    node.engine.sync()
+    node.engine.finish()
+    assert node.engine.pending
+    assert node.engine.begin()
+    node.engine.sync()
+    node.crash()
+    node.start()
+    assert 2 in node.engine.recovered
+
+
+def test_power_failure_after_the_answer__the_command_is_still_there():
+    world = World()
+    leader, sink = world.elect(), Sink()
+    leader.propose(sink, 7)
+    world.run(5)
+    assert sink.statuses == {7: 200}
+    for node in world.nodes.values():
+        node.crash()
+    for node in world.nodes.values():
+        node.start()
+    assert world.elect().machine.idents == [7]
+
+
+def test_other_incarnation_or_no_member__its_messages_are_dropped(caplog):
+    world = World()
+    follower = next(node for node in world.nodes.values() if node is not world.elect())
+    term = follower.group.raft.term
+    for peer, incarnation in (("b" if follower.name != "b" else "a", "wiped"), ("z", "inc-z")):
+        for _ in range(3):
+            follower.engine.receive(peer, incarnation, [Heartbeat(GROUP, term + 5, 0)])
+    world.run(1)
+    assert follower.group.raft.term == term
+    assert follower.engine.mismatched_incarnations == 6
+    assert caplog.text.count("its disk was lost") == 2
+
+
+def test_leader_is_cut_off__its_proposals_waits_and_reads_end_once():
+    world = World()
+    old, sink, reads = world.elect(), Sink(), []
+    old.propose(sink, 1, padding=b"waits")
+    world.run(20)
+    assert not sink.answers
+    world.cut = {old.name}
+    old.propose(sink, 2)
+    old.engine.read(GROUP, lambda leader, ok: reads.append(ok))
+    world.run(400)
+    assert not old.leads
+    assert sink.statuses == {1: 504, 2: 504}
+    assert reads == [False]
+    world.cut = set()
+    new = world.elect()
+    assert new is not old
+    new.propose(Sink(), 3)
+    world.run(50)
+    assert old.machine.idents == new.machine.idents == [1, 3]
+    assert len(sink.answers) == sink.flushed == 2
+    group = old.group
+    assert not group.flights
+    assert not group.waits
+    assert not group.reads
+    assert not group.read_waiters
+
+
+def test_waiting_command__answered_when_woken():
+    world = World()
+    leader, sink = world.elect(), Sink()
+    leader.propose(sink, 1, padding=b"waits")
+    world.run(5)
+    assert not sink.answers
+    leader.propose(sink, 2)
+    world.run(5)
+    assert sink.answers == [(2, 200, 2), (1, 200, "woken")]
+    assert not leader.group.waits
+
+
+def test_read__true_once_applied_and_false_on_a_follower():
+    world = World()
+    leader, done, sink = world.elect(), [], Sink()
+    leader.propose(sink, 1)
+    world.run(5)
+    assert sink.statuses == {1: 200}
+    leader.engine.read(GROUP, lambda node, ok: done.append((ok, list(leader.machine.idents))))
+    world.run(20)
+    assert done == [(True, [1])]
+    follower = next(node for node in world.nodes.values() if node is not leader)
+    follower.engine.read(GROUP, lambda node, ok: done.append((node, ok)))
+    world.run(1)
+    assert done[1] == (leader.name, False)
+
+
+def test_refused_beside_clients__what_is_due_is_proposed_again():
+    world = World("a", ALONE)
+    node, sink = world.elect(), Sink()
+    node.machine.due_ms = 0
+    node.propose(sink, 1)
+    node.engine.tick()
+    [flight] = node.group.pending
+    assert [part[1] for part in flight.sinks] == [sink, NULL_SINK]
+    node.group.raft._leading.transfer_target = "b"
+    node.group.raft._leading.transfer_until_ms = world.now + 5
+    node.cycle()
+    assert [code for _, code in node.refusals] == ["transferring"]
+    assert not node.group.due_in_flight
+    world.run(30)
+    assert 1_000_000 in node.machine.idents
+
+
+def test_follower_far_behind__gets_the_snapshot_and_the_old_file_goes():
+    world = World(snapshot_every=20)
+    leader = world.elect()
+    slow = next(node for node in world.nodes.values() if node is not leader)
+    slow.crash()
+    for ident in range(60):
+        leader.propose(Sink(), ident)
+        world.run(1)
+    assert leader.engine.snapshots_taken >= 2
+    leader.engine.reclaim()
+    known = leader.engine.snapshots.latest(GROUP)
+    assert [n for n in leader.snapshot_files.list() if n.endswith(".snap")] == [
+        f"{GROUP:010d}-{known.index:016d}.snap"
+    ]
+    slow.start()
+    world.run(300)
+    assert slow.engine.snapshots_installed == 1
+    assert slow.machine.idents == leader.machine.idents == list(range(60))
+    slow.crash()
+    slow.start()
+    world.run(300)
+    assert slow.machine.idents == list(range(60))
+
+
+def test_many_quiet_groups_pin_the_log__a_few_snapshots_per_turn():
+    world = World("a", ALONE)
+    node = world.elect()
+    for gid in range(10, 16):
+        node.engine.create_group(gid, ALONE, WaitingTally())
+    world.run(200)
+    for ident in range(60):
+        node.propose(Sink(), ident, padding=bytes(1_000))
+        world.run(0)
+    assert node.engine.wal.segments > 3
+    node.engine.reclaim()
+    assert len(node.offloaded) == engine_module.SNAPSHOTS_PER_RECLAIM
+    for _ in range(6):
+        world.run(2)
+        node.engine.reclaim()
+    world.run(2)
+    assert node.engine.snapshots_taken >= 7
+    node.engine.reclaim()
+    assert node.engine.wal.segments <= 3
+
+
+def test_node_ends__everything_that_waits_is_answered_once():
+    world = World()
+    leader, sink, reads = world.elect(), Sink(), []
+    leader.propose(sink, 1, padding=b"waits")
+    world.run(20)
+    leader.propose(sink, 2)
+    leader.cycle()
+    leader.propose(sink, 3)
+    leader.engine.read(GROUP, lambda node, ok: reads.append(ok))
+    leader.engine.abandon()
+    leader.engine.abandon()
+    assert sink.statuses == {1: 504, 2: 504, 3: 503}
+    assert len(sink.answers) == sink.flushed == 3
+    assert reads == [False]
+
+
+def test_transfer__the_other_node_leads_and_the_log_goes_on():
+    world = World()
+    old = world.elect()
+    target = next(name for name in world.nodes if name != old.name)
+    old.engine.event(GROUP, fx.Transfer(target))
+    world.run(30)
+    assert world[target].leads
+    assert not old.leads

@@ -1,0 +1,358 @@
+"""Batches on their way to a leader: each id is answered once, whatever happens on the way."""
+
+import asyncio
+
+import msgspec
+import pytest
+from driver_world import Sink, until
+
+from dss.base import limits
+from dss.base.errors import NoQuorum
+from dss.core.machine import join_items
+from dss.drivers import forwarding
+from dss.drivers.engine import NULL_SINK, Flight
+from dss.drivers.forwarding import Answers, Forward, Forwarder
+from dss.testing.tally import Add, Tally
+from dss.transport.ports import Peer
+
+GROUP = 1
+HOLD_MS = 60
+CODEC = Tally().codec
+encode = msgspec.msgpack.encode
+
+
+class FakeLinks:
+    def __init__(self):
+        self.peers = {}
+        self.casts = []
+        self.cast_handlers = {}
+        self.listeners = []
+
+    def on_cast(self, method, handler):
+        self.cast_handlers[method] = handler
+
+    def on_link(self, listener):
+        self.listeners.append(listener)
+
+    def peer(self, node_id):
+        return self.peers.get(node_id)
+
+    def cast(self, node_id, method, body):
+        self.casts.append((node_id, method, body))
+
+    def up(self, node_id, boot="boot"):
+        self.peers[node_id] = Peer(node_id, f"inc-{node_id}", boot)
+        for listener in self.listeners:
+            listener(node_id, True, "")
+
+    def down(self, node_id):
+        self.peers.pop(node_id)
+        for listener in self.listeners:
+            listener(node_id, False, "cut")
+
+    def forwards(self):
+        return [
+            (node, msgspec.msgpack.decode(body, type=Forward))
+            for node, method, body in self.casts
+            if method == "raft.forward"
+        ]
+
+    def answers(self):
+        return [
+            (node, msgspec.msgpack.decode(body, type=Answers))
+            for node, method, body in self.casts
+            if method == "raft.answers"
+        ]
+
+
+class FakeHost:
+    node_id = "me"
+
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self.leader = None
+        self.proposed = []
+        self.engine = self
+
+    def is_leader(self, group):
+        return self.leader == self.node_id
+
+    def leader_of(self, group):
+        return self.leader
+
+    def propose(self, group, rids, items, commands, sink):
+        self.proposed.append((list(rids), items, list(commands), sink))
+
+    def machine(self, group):
+        return {GROUP: Tally()}[group]
+
+    def no_quorum(self, group):
+        return NoQuorum("no leader")
+
+    def now_ms(self):
+        return int(self.loop.time() * 1000)
+
+
+class World:
+    def __init__(self):
+        self.host, self.links, self.sink = FakeHost(), FakeLinks(), Sink()
+        self.forwarder = Forwarder(self.host, self.links, hold_ms=HOLD_MS)
+
+    def submit(self, *rids, hops=0, sink=None):
+        commands = [Add(rid) for rid in rids]
+        items = b"".join(map(CODEC.encode_item, rids, commands))
+        self.forwarder.submit(GROUP, rids, items, commands, sink or self.sink, hops)
+
+    def leads(self, node_id):
+        self.host.leader = node_id
+        self.forwarder.role_changed(GROUP, node_id)
+
+    def answer(self, node_id, forward_id, *answers, boot="boot"):
+        peer = Peer(node_id, f"inc-{node_id}", boot)
+        self.links.cast_handlers["raft.answers"](peer, encode(Answers(forward_id, list(answers))))
+
+    def forwarded_here(self, *rids, hops=1, group=GROUP, forward_id=5, boot="boot"):
+        payload = join_items(len(rids), [CODEC.encode_item(rid, Add(rid)) for rid in rids])
+        peer = Peer("asker", "inc-asker", boot)
+        self.links.cast_handlers["raft.forward"](
+            peer, encode(Forward(forward_id, group, hops, payload))
+        )
+
+
+def run(scenario):
+    async def within():
+        async with asyncio.timeout(5):
+            await scenario(World())
+
+    asyncio.run(within())
+
+
+def test_leader_is_here__proposed_at_once():
+    async def scenario(world):
+        world.host.leader = "me"
+        world.submit(1, 2)
+        assert world.host.proposed[0][0] == [1, 2]
+        assert not world.forwarder.busy
+
+    run(scenario)
+
+
+def test_leader_elsewhere__each_id_answered_once_and_nothing_is_kept():
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1, 2, 3)
+        [(node, forward)] = world.links.forwards()
+        assert (node, forward.hops) == ("l", 1)
+        assert [rid for rid, _, _ in CODEC.split(forward.payload)] == [1, 2, 3]
+        world.answer("l", forward.forward_id, (2, 200, "b"))
+        world.answer("l", forward.forward_id, (2, 200, "again"), (1, 200, "a"), (9, 200, "?"))
+        world.answer("other", forward.forward_id, (3, 200, "not from the leader"))
+        world.answer("l", forward.forward_id, (3, 409, "c"))
+        world.answer("l", forward.forward_id, (3, 200, "again"))
+        assert world.sink.answers == [(2, 200, "b"), (1, 200, "a"), (3, 409, "c")]
+        assert not world.forwarder.busy
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("how", ["link", "leader", "close"])
+def test_leader_is_lost_after_forwarding__indeterminate_once(how):
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1, 2)
+        [(_, forward)] = world.links.forwards()
+        world.answer("l", forward.forward_id, (1, 200, "a"))
+        if how == "link":
+            world.links.down("l")
+        elif how == "leader":
+            world.leads(None)
+        else:
+            world.forwarder.close()
+        world.answer("l", forward.forward_id, (2, 200, "late"))
+        assert world.sink.statuses == {1: 200, 2: 504}
+        assert len(world.sink.answers) == world.sink.flushed == 2
+        assert not world.forwarder.busy
+
+    run(scenario)
+
+
+def test_leader_never_answers__indeterminate_in_the_end(monkeypatch):
+    monkeypatch.setattr(forwarding, "OUTGOING_MS_MAX", 20)
+    monkeypatch.setattr(forwarding, "SWEEP_EVERY_S", 0.01)
+
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1)
+        await asyncio.sleep(0.08)
+        assert world.sink.statuses == {1: 504}
+        assert world.forwarder._sweep_timer is None
+
+    run(scenario)
+
+
+def test_no_leader__held_then_503_after_one_election_timeout():
+    async def scenario(world):
+        started = world.host.loop.time()
+        world.submit(1)
+        assert not world.sink.answers
+        await until(lambda: world.sink.answers)
+        assert HOLD_MS <= (world.host.loop.time() - started) * 1000 + 1 < HOLD_MS + 60
+        assert world.sink.statuses == {1: 503}
+        assert not world.forwarder.busy
+        assert world.forwarder._held_items == world.forwarder._held_bytes == 0
+
+    run(scenario)
+
+
+def test_hold_timer_fires_early__the_batch_is_not_forgotten():
+    async def scenario(world):
+        world.submit(1)
+        world.host.loop.call_soon(world.forwarder._expire_held, GROUP)
+        clock, world.host.now_ms = world.host.now_ms, lambda: clock() - 30
+        await asyncio.sleep(HOLD_MS / 1000 + 0.08)
+        assert world.sink.statuses == {1: 503}
+
+    run(scenario)
+
+
+def test_leader_found_while_held__forwarded_and_not_answered_503_later():
+    async def scenario(world):
+        world.submit(1)
+        world.links.up("l")
+        world.leads("l")
+        await asyncio.sleep(HOLD_MS / 1000 + 0.02)
+        [(_, forward)] = world.links.forwards()
+        assert not world.sink.answers
+        world.answer("l", forward.forward_id, (1, 200, "a"))
+        assert world.sink.statuses == {1: 200}
+
+    run(scenario)
+
+
+def test_leader_known_but_no_link__goes_when_the_link_is_up():
+    async def scenario(world):
+        world.leads("l")
+        world.submit(1)
+        assert not world.links.forwards()
+        world.links.up("l")
+        assert len(world.links.forwards()) == 1
+
+    run(scenario)
+
+
+def test_too_much_is_held__503_at_once(monkeypatch):
+    monkeypatch.setattr(limits, "UNCOMMITTED_BYTES_MAX", 30)
+
+    async def scenario(world):
+        world.submit(1)
+        world.submit(2, 3, 4, 5)
+        assert world.sink.statuses == {2: 503, 3: 503, 4: 503, 5: 503}
+
+    run(scenario)
+
+
+def test_two_nodes_point_at_each_other__the_hop_guard_answers():
+    async def scenario(world):
+        world.links.up("asker")
+        world.leads("asker")
+        world.forwarded_here(1, 2, hops=limits.FORWARD_HOPS_MAX)
+        [(node, answers)] = world.links.answers()
+        assert (node, answers.forward_id) == ("asker", 5)
+        assert [(rid, status) for rid, status, _ in answers.answers] == [(1, 503), (2, 503)]
+        assert not world.links.forwards()
+
+    run(scenario)
+
+
+def test_forwarded_twice__the_hops_are_counted_and_the_answer_goes_back():
+    async def scenario(world):
+        world.links.up("asker")
+        world.links.up("l")
+        world.leads("l")
+        world.forwarded_here(1)
+        [(node, forward)] = world.links.forwards()
+        assert (node, forward.hops) == ("l", 2)
+        world.answer("l", forward.forward_id, (1, 200, "a"))
+        assert world.links.answers()[0][1].answers == [(1, 200, "a")]
+
+    run(scenario)
+
+
+def test_asker_restarted__its_new_process_gets_no_old_answers():
+    async def scenario(world):
+        world.links.up("asker", boot="first")
+        world.host.leader = "me"
+        world.forwarded_here(1, boot="first")
+        sink = world.host.proposed[0][3]
+        world.links.up("asker", boot="second")
+        sink.answer(1, 200, "a")
+        sink.flush()
+        assert not world.links.answers()
+
+    run(scenario)
+
+
+def test_group_is_not_here__the_asker_hears_503():
+    async def scenario(world):
+        world.links.up("asker")
+        world.forwarded_here(1, group=77)
+        assert world.links.answers()[0][1].answers[0][:2] == (1, 503)
+
+    run(scenario)
+
+
+def test_huge_answers__cut_into_several_casts(monkeypatch):
+    monkeypatch.setattr(forwarding, "ANSWERS_BYTES_MAX", 1_000)
+
+    async def scenario(world):
+        world.links.up("asker")
+        world.host.leader = "me"
+        world.forwarded_here(*range(1, 9))
+        sink = world.host.proposed[0][3]
+        for rid in range(1, 9):
+            sink.answer(rid, 200, "x" * 400)
+        sink.flush()
+        assert len(world.links.answers()) == 4
+        rids = [rid for _, message in world.links.answers() for rid, _, _ in message.answers]
+        assert rids == list(range(1, 9))
+
+    run(scenario)
+
+
+def test_refused_by_the_engine__overloaded_or_held_or_sent_on():
+    async def scenario(world):
+        def flight(*parts):
+            rids = [rid for _, some in parts for rid in some]
+            sinks = [(len(some), sink) for sink, some in parts]
+            return Flight(rids, sinks, [Add(rid) for rid in rids], [])
+
+        own, other = Sink(), Sink()
+        world.forwarder.refused(
+            GROUP, flight((own, [1, 2]), (NULL_SINK, [0]), (other, [1])), "overloaded", "me"
+        )
+        assert own.statuses == {1: 503, 2: 503}
+        assert other.statuses == {1: 503}
+        world.forwarder.refused(GROUP, flight((own, [3]), (NULL_SINK, [0])), "transferring", "me")
+        world.links.up("l")
+        world.leads("l")
+        await asyncio.sleep(0)
+        world.forwarder.refused(GROUP, flight((own, [4])), "not_leader", "l")
+        sent = [[r for r, _, _ in CODEC.split(f.payload)] for _, f in world.links.forwards()]
+        assert sent == [[3], [4]]
+
+    run(scenario)
+
+
+def test_node_ends__held_and_later_requests_hear_503():
+    async def scenario(world):
+        world.submit(1)
+        world.forwarder.close()
+        world.submit(2)
+        assert world.sink.statuses == {1: 503, 2: 503}
+        await asyncio.sleep(HOLD_MS / 1000 + 0.02)
+        assert len(world.sink.answers) == 2
+
+    run(scenario)
