@@ -199,7 +199,7 @@ def test_no_leader__held_then_503_after_one_election_timeout():
         world.submit(1)
         assert not world.sink.answers
         await until(lambda: world.sink.answers)
-        assert HOLD_MS <= (world.host.loop.time() - started) * 1000 + 1 < HOLD_MS + 60
+        assert HOLD_MS <= (world.host.loop.time() - started) * 1000 + 1 < HOLD_MS + 300
         assert world.sink.statuses == {1: 503}
         assert not world.forwarder.busy
         assert world.forwarder._held_items == world.forwarder._held_bytes == 0

@@ -49,7 +49,7 @@ def test_leader_stops__hands_over_and_everything_is_answered_once():
             await asyncio.sleep(0.002)
         started = time.monotonic()
         await stopping
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 2.0
         await until(lambda: len(sink.answers) == 40)
         await world.settled()
         acknowledged = [rid for rid, status in sink.statuses.items() if status == 200]
@@ -90,7 +90,7 @@ def test_no_quorum__503_within_about_one_election_timeout():
         status, body = await survivor.host.call(GROUP, Add(1))
         took_ms = (time.monotonic() - started) * 1000
         assert (status, body["code"]) == (503, "no_quorum")
-        assert took_ms < SETTINGS.election_max_ms + 150
+        assert took_ms < 2 * SETTINGS.election_max_ms
         with pytest.raises(NoQuorum):
             await survivor.host.read(GROUP)
 

@@ -62,7 +62,7 @@ def test_stop_with_an_open_long_poll__it_is_answered_and_the_exit_is_0(tmp_path)
         started = time.monotonic()
         node._stop.set()
         assert await waiting == 504
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 3.0
 
     assert run(tmp_path, scenario) == 0
 
