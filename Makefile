@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint generate sim bench e2e-compose e2e-kube clean
+.PHONY: help up test lint generate sim zoo bench e2e-compose e2e-kube clean
 
 help:
 	@echo "make up            start a cluster on this machine: 3 lock, 3 queue, 2 cache nodes"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint          ruff, mypy, layers, generated files up to date"
 	@echo "make generate      write the generated files (compose, .env.example, Prometheus)"
 	@echo "make sim           many simulated seeds       make bench   speed, beside etcd"
+	@echo "make zoo           find every planted bug anew (the simulator's own test)"
 	@echo "make e2e-compose   the Docker Compose stack, for real"
 	@echo "make clean         remove the cluster's data (.dss) and caches"
 
@@ -39,6 +40,10 @@ generate: $(VENV)/.installed
 
 sim: $(VENV)/.installed-dev
 	$(BIN)/python -m dss.testing --seeds 50 --seconds 60 $(ARGS)
+	$(BIN)/python -m pytest -m sim tests
+
+zoo: $(VENV)/.installed-dev
+	$(BIN)/python -m dss.testing.zoo $(ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -24,6 +24,8 @@ class Invariants:
         self._votes: dict[tuple[str, int], str] = {}
         self._committed: dict[int, int] = {}
         """index -> term of the entry that some node saw committed there"""
+        self._committed_in: dict[int, int] = {}
+        """index -> term of the node that first showed it as committed"""
         self._top = 0
         self._seen: dict[str, int] = {}
         """node -> how far its commits were compared in this life"""
@@ -50,7 +52,10 @@ class Invariants:
         earlier = self._leaders.setdefault(term, node)
         assert earlier == node, f"term {term} has two leaders, {earlier} and {node}"
         for index in range(max(1, self._top - 50), self._top + 1):
-            self._holds(node, raft, index, "the new leader")
+            # A node may hear late that it won an election that is history already (its votes
+            # were delayed): completeness is about what was committed in *earlier* terms.
+            if self._committed_in.get(index, term) < term:
+                self._holds(node, raft, index, "the new leader")
 
     def _holds(self, node: str, raft: Raft, index: int, who: str) -> None:
         committed = self._committed.get(index)
@@ -83,6 +88,7 @@ class Invariants:
         ):
             entry_term = raft.log.term_at(index)
             assert entry_term is not None
+            self._committed_in.setdefault(index, term)
             committed = self._committed.setdefault(index, entry_term)
             assert committed == entry_term, (
                 f"{node} has committed term {entry_term} at {index}, another node {committed}"
