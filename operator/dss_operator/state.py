@@ -1,0 +1,53 @@
+"""What one tick knows of one cluster: the resource, what is wanted, what is there.
+
+Plain data between observe (reads the API), plan (pure), status (pure) and apply (writes).
+What must not live here: any I/O, any decision.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from dss.topology.model import DSSCluster
+
+GROUP: Final = "dss.io"
+VERSION: Final = "v1alpha1"
+PLURAL: Final = "dssclusters"
+FIELD_MANAGER: Final = "dss-operator"
+
+Object = dict[str, Any]
+"""A Kubernetes object as the API has it."""
+
+Key = tuple[str, str]
+"""(kind, name) within the cluster's namespace."""
+
+
+def key_of(obj: Object) -> Key:
+    return (obj["kind"], obj["metadata"]["name"])
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """The DSSCluster as read at the start of a tick."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    resource_version: str
+    annotations: dict[str, str]
+    spec: DSSCluster
+    status: dict[str, Any]
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API server lists for one cluster."""
+
+    owned: dict[Key, Object]
+    """Every object with the cluster's label of a kind that the operator manages, Secrets (read by
+    their fixed names) included."""
+    pods: dict[str, Object]
+    """By name; the nodes', Redis' and monitoring's."""
+    volumes: dict[str, Object]
+    """PersistentVolumeClaims by name."""
