@@ -7,17 +7,19 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint generate sim zoo bench e2e-compose e2e-kube clean
+.PHONY: help up test lint generate sim zoo bench e2e-compose e2e-kube e2e-kube-full clean
 
 help:
 	@echo "make up            start a cluster on this machine: 3 lock, 3 queue, 2 cache nodes"
 	@echo "                   (other counts: make up ARGS='--lock 5 --data-dir .dss-5')"
-	@echo "make test          all tests but the long simulation and the ones that need Docker"
+	@echo "make test          all tests but the long simulation and the ones for Docker or Kubernetes"
 	@echo "make lint          ruff, mypy, layers, generated files up to date"
 	@echo "make generate      write the generated files (compose, .env.example, Prometheus)"
 	@echo "make sim           many simulated seeds       make bench   speed, beside etcd"
 	@echo "make zoo           find every planted bug anew (the simulator's own test)"
 	@echo "make e2e-compose   the Docker Compose stack, for real"
+	@echo "make e2e-kube      the operator and its clusters on the Kubernetes of your KUBECONFIG"
+	@echo "make e2e-kube-full the same, with the operator killed at every one of its API calls"
 	@echo "make clean         remove the cluster's data (.dss) and caches"
 
 # exec: Ctrl-C and SIGTERM reach dss up itself; it takes the terminal's foreground while it runs,
@@ -26,7 +28,7 @@ up: $(VENV)/.installed
 	@exec $(BIN)/dss up $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not sim and not compose" $(ARGS)
+	$(BIN)/python -m pytest -m "not sim and not compose and not kube" $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -52,8 +54,12 @@ bench: $(VENV)/.installed-dev
 e2e-compose: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m compose -s tests/compose $(ARGS)
 
-e2e-kube:
-	@echo "not built yet: issue 4 brings Kubernetes and this target" >&2; exit 1
+# KUBECONFIG and the E2E_* variables: docs/testing.md.
+e2e-kube: $(VENV)/.installed-dev $(VENV)/.installed-kube
+	$(BIN)/python -m pytest -m kube -s tests/kube $(ARGS)
+
+e2e-kube-full: export E2E_FULL := 1
+e2e-kube-full: e2e-kube
 
 clean:
 	@pid=$$(cat .dss/up.lock 2>/dev/null); \
@@ -93,3 +99,7 @@ $(VENV)/.installed-dev: pyproject.toml requirements.txt | $(BIN)/python
 	@began=$$(date +%s); echo "installing into $(VENV), with the tools for tests …"; \
 	$(PIP_INSTALL) -e '.[dev]' && touch $@ $(VENV)/.installed && \
 	echo "✔ installed in $(VENV) ($$(($$(date +%s) - began)) s)"
+
+$(VENV)/.installed-kube: pyproject.toml | $(BIN)/python
+	@command -v kubectl >/dev/null || $(PIP_INSTALL) -e '.[kube]'
+	@touch $@
