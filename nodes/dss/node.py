@@ -30,6 +30,7 @@ from dss.core.raft.settings import RaftSettings
 from dss.drivers import raft_metrics
 from dss.drivers.founding import Founding
 from dss.drivers.host import Host
+from dss.drivers.raft_admin import RaftAdmin
 from dss.observe import logs
 from dss.observe.metrics import ProcessMonitor, Registry
 from dss.storage.identity import DataDir
@@ -129,11 +130,14 @@ class Node:
             "cache": self._cache_role,
         }
         build[config.role](host, links, data_dir)
-        self._routes += cluster.routes(
+        admin = RaftAdmin(
             node_id=config.node_id,
+            role=config.role,
             boot_id=data_dir.boot_id,
-            group_status=host.group_status if host is not None else list,
+            links=links,
+            host=host,
         )
+        self._routes += cluster.routes(admin)
         monitor = ProcessMonitor(
             self.registry, version=dss.__version__, node_id=config.node_id, role=config.role
         )

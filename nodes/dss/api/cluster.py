@@ -1,18 +1,20 @@
-"""What every node tells about the cluster and its Raft groups.
+"""What every node tells about the cluster and its Raft groups, and what may be asked of those.
 
-What must not live here: decisions, the console's pages.
+What must not live here: decisions (drivers/raft_admin.py), the console's pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
 
-from dss.api.problem import result_response
+from dss.api.problem import read_json, result_response
 from dss.api.routes import Route
+from dss.base.limits import BACKOFF_MS_MAX
+from dss.drivers.raft_admin import RaftAdmin
 from dss.topology.nodes import NodeConfig, NodeSpec
 
 
@@ -37,11 +39,54 @@ class ClusterView(msgspec.Struct, kw_only=True):
     nodes: list[NodeView]
 
 
+class LinkView(msgspec.Struct):
+    up: bool
+    since_ms: int
+    """For how long it has been so."""
+
+
 class RaftStatus(msgspec.Struct, kw_only=True):
     node_id: str
     boot_id: str
     """Changes with every start of the process."""
+    role: str
+    """`lock`, `queue` or `cache`."""
+    links: dict[str, LinkView]
+    """The peer link to every other node of the cluster."""
     groups: list[dict[str, Any]]
+    """`group_id`, `role`, `leader`, `term`, `voted_for`, `last_log_term`, `last_log_index`, …"""
+
+
+GroupId = Annotated[int, msgspec.Meta(ge=0)]
+WaitMs = Annotated[int, msgspec.Meta(ge=1, le=BACKOFF_MS_MAX)]
+
+
+class BackoffRequest(msgspec.Struct, forbid_unknown_fields=True):
+    group_id: GroupId
+    boot_id: str | None = None
+    """Refused (409 `boot_mismatch`) unless this process has it."""
+    wait_ms: WaitMs | None = None
+    """How long it must not campaign; default: twice the longest election timeout."""
+
+
+class BackoffAnswer(msgspec.Struct):
+    group_id: int
+    role: str
+    """What it was when it was asked."""
+    term: int
+    wait_ms: int
+
+
+class TransferRequest(msgspec.Struct, forbid_unknown_fields=True):
+    group_id: GroupId
+    to: str | None = None
+    """A voter's id; default: the one whose log is closest to the leader's."""
+
+
+class TransferAnswer(msgspec.Struct):
+    group_id: int
+    leader: str
+    term: int
 
 
 def node_url(node: NodeSpec) -> str:
@@ -73,25 +118,33 @@ def cluster_view(config: NodeConfig, links: Mapping[str, Mapping[str, Any]]) -> 
     return body
 
 
-def routes(
-    *, node_id: str, boot_id: str, group_status: Callable[[], list[dict[str, Any]]]
-) -> list[Route]:
-    """The Raft routes of a node.
-
-    Args:
-        group_status: `Consensus.group_status`; for a node without groups `lambda: []`.
-    """
+def routes(admin: RaftAdmin) -> list[Route]:
+    """The Raft routes of a node; those that change something are an administrator's."""
 
     async def status(request: web.Request) -> web.Response:
-        view = RaftStatus(node_id=node_id, boot_id=boot_id, groups=group_status())
-        return result_response(200, view)
+        return result_response(200, admin.status())
+
+    async def backoff(request: web.Request) -> web.Response:
+        body = await read_json(request, BackoffRequest)
+        return result_response(200, admin.backoff(body.group_id, body.wait_ms, body.boot_id))
+
+    async def transfer(request: web.Request) -> web.Response:
+        body = await read_json(request, TransferRequest)
+        return result_response(200, await admin.transfer(body.group_id, body.to))
 
     return [
         Route(
-            method="GET",
-            path="/v1/raft/status",
-            handler=status,
-            summary="This node's Raft groups: role, term, leader, indexes, links",
-            response=RaftStatus,
-        )
-    ]
+            method="GET", path="/v1/raft/status", handler=status, response=RaftStatus,
+            summary="This node's Raft groups: role, term, leader, indexes; its peer links",
+        ),
+        Route(
+            method="POST", path="/v1/raft/backoff", handler=backoff, errors=(409,),
+            request=BackoffRequest, response=BackoffAnswer,
+            summary="Give up this member's candidacy in one group and sit out the next election",
+        ),
+        Route(
+            method="POST", path="/v1/raft/transfer", handler=transfer, errors=(409,),
+            request=TransferRequest, response=TransferAnswer,
+            summary="Hand this member's leadership of one group to another voter",
+        ),
+    ]  # fmt: skip

@@ -50,6 +50,8 @@ SNAPSHOT_CHUNK_BYTES: Final = 512 * KIB
 SNAPSHOT_EVERY_ENTRIES: Final = 50_000
 SNAPSHOT_EVERY_BYTES: Final = 32 * MIB
 """A group is snapshotted after this much log since its last snapshot."""
+BACKOFF_MS_MAX: Final = 60_000
+"""How long a member may be asked not to campaign: it must come back if its asker does not."""
 STORY_LINES_MAX: Final = 64
 """Recent role changes a core keeps, to be printed with a failure."""
 

@@ -458,6 +458,14 @@ class Host:
             raise self.no_quorum(group)
         self.engine.event(group, fx.Transfer(target))
 
+    def backoff(self, group: int, wait_ms: int) -> bool:
+        """Ask this node's member of `group` not to campaign for `wait_ms`; False: it would not
+        anyway, since it follows a live leader, leads, or has no vote."""
+        if not self.engine.groups[group].raft.stands_for_election:
+            return False
+        self.engine.event(group, fx.Backoff(wait_ms))
+        return True
+
     def on_role(self, listener: Callable[[int, str, int, str | None], None]) -> None:
         self._role_listeners.append(listener)
 

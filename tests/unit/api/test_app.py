@@ -67,6 +67,28 @@ ROUTES = [
     ),
 ]  # fmt: skip
 
+
+class Admin:
+    """Stands in for drivers.raft_admin.RaftAdmin."""
+
+    def status(self) -> dict[str, Any]:
+        links = {"lock-2": {"up": True, "since_ms": 5}}
+        groups = [{"group_id": 1}]
+        return {
+            "node_id": "lock-1", "boot_id": "b1", "role": "lock", "links": links, "groups": groups,
+        }  # fmt: skip
+
+    def backoff(self, group: int, wait_ms: int | None, boot_id: str | None) -> dict[str, Any]:
+        if boot_id != "b1":
+            raise Conflict("boot_mismatch", "restarted", boot_id="b1")
+        return {"group_id": group, "role": "candidate", "term": 7, "wait_ms": wait_ms or 1_800}
+
+    async def transfer(self, group: int, to: str | None) -> dict[str, Any]:
+        return {"group_id": group, "leader": to or "lock-2", "term": 8}
+
+
+ADMIN: Any = Admin()
+
 Scenario = Callable[[ClientSession, str], Awaitable[None]]
 
 
@@ -79,7 +101,7 @@ async def node(
         config=CONFIG,
         routes=[
             *ROUTES,
-            *cluster_routes(node_id="lock-1", boot_id="b1", group_status=lambda: [{"group_id": 1}]),
+            *cluster_routes(ADMIN),
         ],
         readiness=readiness,
         registry=Registry(),
@@ -223,7 +245,7 @@ def test_openapi__describes_every_route_with_resolvable_references() -> None:
                 found = found[step]
         operations = [op for methods in api["paths"].values() for op in methods.values()]
         ids = [op["operationId"] for op in operations]
-        assert len(ids) == len(set(ids)) == len(ROUTES) + 4
+        assert len(ids) == len(set(ids)) == len(ROUTES) + 6
 
     run(scenario)
 
@@ -260,7 +282,7 @@ def test_cluster__lists_all_nodes_with_role_url_and_link() -> None:
         status = await ask(http, "GET", base + "/v1/raft/status")
         assert status == (
             200,
-            {"node_id": "lock-1", "boot_id": "b1", "groups": [{"group_id": 1}]},
+            ADMIN.status(),
         )
 
     run(scenario)
@@ -270,5 +292,23 @@ def test_port_taken__raises_and_leaves_nothing_open() -> None:
     async def scenario(http: ClientSession, base: str) -> None:
         with pytest.raises(OSError, match=r"(?i)in use"):
             await serve(web.Application(), "127.0.0.1", URL(base).port or 0)
+
+    run(scenario)
+
+
+def test_raft_backoff_and_transfer__checked_passed_on_and_rendered() -> None:
+    async def scenario(http: ClientSession, base: str) -> None:
+        url = base + "/v1/raft/backoff"
+        body = {"group_id": 1, "boot_id": "b1", "wait_ms": 500}
+        expected = {"group_id": 1, "role": "candidate", "term": 7, "wait_ms": 500}
+        assert await ask(http, "POST", url, body) == (200, expected)
+        status, problem = await ask(http, "POST", url, body | {"boot_id": "b0"})
+        assert (status, problem["code"], problem["boot_id"]) == (409, "boot_mismatch", "b1")
+        for wrong in ({}, body | {"group_id": -1}, body | {"wait_ms": 60_001}, body | {"x": 1}):
+            assert (await ask(http, "POST", url, wrong))[0] == 422, wrong
+        url = base + "/v1/raft/transfer"
+        expected = {"group_id": 0, "leader": "lock-3", "term": 8}
+        assert await ask(http, "POST", url, {"group_id": 0, "to": "lock-3"}) == (200, expected)
+        assert (await ask(http, "POST", url, {}))[0] == 422
 
     run(scenario)

@@ -63,6 +63,15 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
     target: str | None = None
 
 
+class Backoff(msgspec.Struct, frozen=True, gc=False):
+    """Give up a candidacy and do not campaign for `wait_ms`: how a split vote is ended.
+
+    Nothing happens where a live leader is known (or this is it). Hearing of a leader ends it.
+    """
+
+    wait_ms: int
+
+
 class LinkChanged(msgspec.Struct, frozen=True, gc=False):
     """The link to `peer` came up or broke. A broken link empties its in-flight window."""
 
@@ -97,6 +106,7 @@ Event = (
     | Synced
     | Applied
     | Transfer
+    | Backoff
     | LinkChanged
     | SnapshotTaken
     | SnapshotInstalled

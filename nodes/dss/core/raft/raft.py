@@ -91,6 +91,7 @@ class Raft:
         self._leader_contact_ms = -NEVER_MS
         self._timeout_ms = 0
         self._election_ms = 0
+        self._backoff_until_ms = -NEVER_MS
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
         if node_id not in self.membership.voters:
@@ -108,6 +109,7 @@ class Raft:
             fx.Synced: self._on_synced,
             fx.Applied: self._on_applied,
             fx.Transfer: self._on_transfer,
+            fx.Backoff: self._on_backoff,
             fx.LinkChanged: self._on_link_changed,
             fx.SnapshotTaken: self._on_snapshot_taken,
             fx.SnapshotInstalled: self._on_snapshot_installed,
@@ -139,6 +141,16 @@ class Raft:
             return self._leading.heartbeat_due_ms
         return self._election_ms if self.role != LEARNER else NEVER_MS
 
+    @property
+    def stands_for_election(self) -> bool:
+        """Whether this voter campaigns, or would at its next timeout: no live leader is known."""
+        return self.role not in (LEADER, LEARNER) and not self.hears_leader()
+
+    @property
+    def backoff_ms(self) -> int:
+        """For how long (from the last step) it was asked not to campaign; 0: it was not."""
+        return max(0, self._backoff_until_ms - self.now_ms)
+
     def log_ms(self, now_ms: int) -> int:
         """Log time: what a leader would stamp now; elsewhere that of the last applied entry."""
         if self._leading is not None:
@@ -156,11 +168,14 @@ class Raft:
             "commit_index": self.commit_index,
             "applied_index": self.applied_index,
             "last_index": self.log.last_index,
+            "last_log_index": self.log.last_index,
             "last_log_term": self.log.last_term,
+            "synced_index": self.synced_index,
             "snapshot_index": self.log.snapshot.index if self.log.snapshot else 0,
             "voters": list(self.membership.voters),
             "peers": self._leading.peers_status() if self._leading is not None else {},
             "elections": dict(self.counters),
+            "backoff_ms": self.backoff_ms,
         }
 
     def check_invariants(self) -> None:
@@ -284,6 +299,8 @@ class Raft:
             self.counters["lost"] += 1
         if term != self.term:
             self._ack_index = -1
+        if leader is not None:
+            self._backoff_until_ms = -NEVER_MS
         self._votes = {}
         waits = self.role == FOLLOWER and leader is None
         self._turn(FOLLOWER, leader, reason, term)
@@ -307,9 +324,13 @@ class Raft:
             self._timeout_ms = self._rng.randrange(
                 settings.election_min_ms, settings.election_max_ms + 1
             )
-        self._election_ms = self.now_ms + self._timeout_ms
+        self._restart_timer()
 
-    def _hears_leader(self) -> bool:
+    def _restart_timer(self) -> None:
+        """Wait the drawn timeout from now, and at least as long as a backoff lasts."""
+        self._election_ms = max(self.now_ms + self._timeout_ms, self._backoff_until_ms)
+
+    def hears_leader(self) -> bool:
         """Whether a live leader is known: then nobody gets a vote (§4.2.3, §9.6)."""
         if self.role == LEADER:
             return True
@@ -394,7 +415,7 @@ class Raft:
         if request.pre:
             granted = (
                 request.term > self.term
-                and not self._hears_leader()
+                and not self.hears_leader()
                 and self._is_up_to_date(request)
             )
             term = request.term if granted else self.term
@@ -408,7 +429,7 @@ class Raft:
                 self._save_state()
             if self.role == PRE_CANDIDATE:
                 self._become_follower(self.term, None, f"voted for {peer}")
-            self._election_ms = self.now_ms + self._timeout_ms
+            self._restart_timer()
         self._send_synced(peer, msg.VoteResponse(self.group, self.term, granted))
 
     def _on_vote_response(self, peer: str, response: msg.VoteResponse) -> None:
@@ -458,7 +479,7 @@ class Raft:
                 refusal = msg.VoteResponse(self.group, self.term, False, request.pre)
                 self._send_synced(peer, refusal)
             return False
-        if peer not in self.membership.voters or (self._hears_leader() and not request.transfer):
+        if peer not in self.membership.voters or (self.hears_leader() and not request.transfer):
             return False  # §4.2.3: a disruptive or removed server must not depose a live leader
         self._become_follower(request.term, None, f"{peer} campaigns in a newer term")
         return True
@@ -623,6 +644,12 @@ class Raft:
     def _on_transfer(self, event: fx.Transfer) -> None:
         if self._leading is not None:
             self._leading.on_transfer(event)
+
+    def _on_backoff(self, event: fx.Backoff) -> None:
+        if self.stands_for_election:
+            self._backoff_until_ms = self.now_ms + event.wait_ms
+            self._become_follower(self.term, None, "backs off on request")
+            self._restart_timer()
 
     def _on_answer(self, peer: str, message: Any) -> None:
         leading = self._leading
