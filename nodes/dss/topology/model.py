@@ -1,19 +1,47 @@
 """The one `DSSCluster` model: counts, images, timing, ports; every rendering comes from it.
 
-Field names on the wire are the custom resource's (design: Kubernetes `dss.io/v1alpha1`), so that
-its schema will be rendered from these structs. Fields are only added, always with a default.
-What must not live here: any output format (render_*.py).
+Field names on the wire are the custom resource's (`dss.io/v1alpha1`): its schema is rendered from
+these structs (crd.py), ranges and descriptions included.
+What must not live here: any output format (render_*.py, kube/), the parts' fields (spec.py).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from dss import __version__
 from dss.base.errors import ConfigProblem
 from dss.base.limits import NODES_PER_ROLE_MAX, PARTITIONS_MAX
+from dss.topology.spec import (
+    AuthSpec,
+    CacheSpec,
+    ElectionTimeout,
+    Image,
+    IngressSpec,
+    LockSpec,
+    MonitoringSpec,
+    PodSpec,
+    QueueSpec,
+    RedisSpec,
+    RemediationSpec,
+    TlsSpec,
+)
+
+__all__ = [
+    "CacheSpec",
+    "DSSCluster",
+    "ElectionTimeout",
+    "LockSpec",
+    "Member",
+    "QueueSpec",
+    "cluster_environment",
+    "cluster_of",
+    "ensure_valid",
+    "validate",
+]
 
 ROLES: Final = ("lock", "queue", "cache")
 HTTP_PORT: Final = 8_000
@@ -30,54 +58,28 @@ REDIS_PORT: Final = 6_379
 SUPPORT_SERVICES: Final = ("redis", "prometheus", "grafana")
 
 
-class ElectionTimeout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The random span after which a follower without a leader asks for votes, in ms."""
-
-    min: int = 300
-    max: int = 900
-
-
-class LockSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    replicas: int = 3
-    heartbeat_ms: int = 50
-    election_timeout_ms: ElectionTimeout = ElectionTimeout()
-
-
-class QueueSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    replicas: int = 3
-    replication_factor: int = 3
-    partitions: int = 32
-
-
-class CacheSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    replicas: int = 2
-    capacity_mib: int = msgspec.field(default=64, name="capacityMiB")
-    lease_ms: int = 1_000
-
-
-class RedisSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    image: str = "redis:7.2.7-bookworm"
-
-
-class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    image: str
-
-
-class MonitoringSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    prometheus: ImageSpec = ImageSpec("prom/prometheus:v2.53.3")
-    grafana: ImageSpec = ImageSpec("grafana/grafana:11.4.0")
-
-
 class DSSCluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One cluster. `validate` says what is wrong with it; the renderers expect nothing wrong."""
 
     name: str = "dss"
-    image: str = f"dss-node:{__version__}"
+    image: Annotated[
+        Image, Meta(min_length=1, description="Of every node; a change is not carried out yet.")
+    ] = f"dss-node:{__version__}"
     lock: LockSpec = LockSpec()
     queue: QueueSpec = QueueSpec()
     cache: CacheSpec = CacheSpec()
     redis: RedisSpec = RedisSpec()
     monitoring: MonitoringSpec = MonitoringSpec()
+    ingress: IngressSpec = IngressSpec()
+    auth: AuthSpec = AuthSpec()
+    tls: TlsSpec = TlsSpec()
+    remediation: RemediationSpec = RemediationSpec()
+    pod: PodSpec = PodSpec()
+    paused: Annotated[bool, Meta(description="Touch nothing, only report.")] = False
+    reclaim: Annotated[
+        Literal["Retain", "Delete"],
+        Meta(description="What becomes of the volumes when the cluster is deleted."),
+    ] = "Retain"
 
     def replicas(self, role: str) -> int:
         return {
@@ -113,6 +115,13 @@ class Member(msgspec.Struct, frozen=True):
 
     def peer_port(self, base_port: int = BASE_PORT) -> int:
         return self.http_port(base_port) + PEER_PORT_OFFSET
+
+
+KUBE_DEFAULTS: Final = DSSCluster(
+    lock=LockSpec(heartbeat_ms=100, election_timeout_ms=ElectionTimeout(1_000, 2_000)),
+    cache=CacheSpec(capacity_mib=256),
+)
+"""What an empty `spec` means on Kubernetes: slower networks and disks than one machine's."""
 
 
 def cluster_of(lock: int = 3, queue: int = 3, cache: int = 2) -> DSSCluster:
@@ -160,6 +169,33 @@ def validate(cluster: DSSCluster) -> list[str]:
     )
     expect(cache.capacity_mib >= 1, "cache.capacityMiB", "at least 1", cache.capacity_mib)
     expect(cache.lease_ms >= 100, "cache.leaseMs", "at least 100", cache.lease_ms)
+    return faults + _validate_services(cluster)
+
+
+def _validate_services(cluster: DSSCluster) -> list[str]:
+    """The faults between parts that only Kubernetes reads; the CRD's rules say the same."""
+    faults = []
+    redis, monitoring, ingress = cluster.redis, cluster.monitoring, cluster.ingress
+    sources = [redis.enabled, bool(redis.external_url), bool(redis.secret_ref.name)]
+    if sources.count(True) != 1:
+        faults.append(
+            "redis: expected one of enabled: true, externalUrl and secretRef.name, found "
+            f"{sources.count(True)} of them"
+        )
+    if "@" in redis.external_url:
+        faults.append("redis.externalUrl: expected no password: put the whole URL into a Secret")
+    if monitoring.grafana.enabled and not monitoring.prometheus.enabled:
+        faults.append("monitoring.grafana.enabled: expected false without prometheus.enabled")
+    if ingress.enabled and not ingress.host:
+        faults.append("ingress.host: expected a host name with ingress.enabled, found none")
+    if cluster.tls.enabled:
+        faults.append("tls.enabled: expected false: certificates are not built yet")
+    window, longest = cluster.remediation.window_seconds, cluster.lock.election_timeout_ms.max
+    if window * 1_000 < 10 * longest:
+        faults.append(
+            "remediation.windowSeconds: expected at least ten times lock.electionTimeoutMs.max, "
+            f"{-(-longest // 100)}, found {window}"
+        )
     return faults
 
 
