@@ -64,9 +64,12 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     """The candidate's process, so that an action never hits its successor."""
     term: int = 0
+    leaderless_ms: int = 0
+    """For how long the samples show no leader; 0 when there is one."""
 
 
-ActionKind = Literal["none", "backoff", "restart", "alert"]
+ActionKind = Literal["none", "backoff", "restart", "alert", "recovered"]
+"""`backoff` and `restart` touch a member; `alert` and `recovered` are only recorded and told."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +82,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     member: str
     term: int
     outcome: str
-    """`done`, `dry-run`, or why it could not be carried out."""
+    """`started` (written before acting), `done`, `dry-run`, or why it could not be carried out."""
+    recovered_at: float = 0.0
+    """When the group had a leader again, unix seconds: the row belongs to a closed episode. 0: the
+    episode is still open."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +100,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do now. `none` says in `reason` why nothing."""
+    """What to do now; `none` says why nothing. Everything else becomes a history row, an Event and
+    a metric; only `backoff` and `restart` without `dry_run` are carried out."""
 
     kind: ActionKind
     group_id: int = -1
@@ -102,7 +109,11 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     term: int = 0
     reason: str = ""
+    """A CamelCase word for Events and metrics."""
     dry_run: bool = False
+    message: str = ""
+    """A sentence for a person."""
 
 
 HISTORY_MAX: Final = 10
+"""Rows of history: enough for every guard (record.py says why), few enough to read."""
