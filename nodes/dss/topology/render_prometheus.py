@@ -18,18 +18,24 @@ SCRAPE_INTERVAL: Final = "5s"
 RUNBOOK: Final = "docs/alerts.md"
 
 
-def render_prometheus(cluster: DSSCluster) -> str:
-    """prometheus.yml of the compose stack: one job for each role, all nodes as targets."""
+def render_prometheus(
+    cluster: DSSCluster, *, jobs: list[dict[str, Any]] | None = None, name: str = ""
+) -> str:
+    """prometheus.yml: one job for each role; without `jobs` those of the compose stack.
+
+    Args:
+        name: what the label `cluster` says; the cluster's own name by default.
+    """
     ensure_valid(cluster)
     config: dict[str, Any] = {
         "global": {
             "scrape_interval": SCRAPE_INTERVAL,
             "scrape_timeout": "4s",
             "evaluation_interval": SCRAPE_INTERVAL,
-            "external_labels": {"cluster": cluster.name},
+            "external_labels": {"cluster": name or cluster.name},
         },
         "rule_files": ["/etc/prometheus/rules.yml"],
-        "scrape_configs": [_job(cluster, role) for role in ROLES],
+        "scrape_configs": jobs or [_job(cluster, role) for role in ROLES],
     }
     return HEADER + _dump(config)
 
@@ -43,6 +49,30 @@ def _job(cluster: DSSCluster, role: str) -> dict[str, Any]:
             {"source_labels": ["__address__"], "regex": "([^:]+):.*", "target_label": "node"}
         ],
     }
+
+
+def dns_jobs(services: dict[str, str]) -> list[dict[str, Any]]:
+    """Jobs that find a role's nodes by the SRV records of its Service.
+
+    SRV, not A: their targets are the pods' names, so that `node` says lock-1 and no address.
+
+    Args:
+        services: role -> the name to look up.
+    """
+    return [
+        {
+            "job_name": f"dss-{role}",
+            "dns_sd_configs": [{"names": [name], "type": "SRV", "refresh_interval": "10s"}],
+            "relabel_configs": [
+                {
+                    "source_labels": ["__address__"],
+                    "regex": rf"(?:[^.]+-)?({role}-\d+)\..*",
+                    "target_label": "node",
+                }
+            ],
+        }
+        for role, name in services.items()
+    ]
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +234,7 @@ def render_alerts_page(cluster: DSSCluster) -> str:
     return "".join(parts)
 
 
-def render_datasource() -> str:
+def render_datasource(url: str = "http://prometheus:9090") -> str:
     """Grafana's provisioning of its one datasource."""
     return HEADER + _dump(
         {
@@ -215,7 +245,7 @@ def render_datasource() -> str:
                     "uid": "dss-prometheus",
                     "type": "prometheus",
                     "access": "proxy",
-                    "url": "http://prometheus:9090",
+                    "url": url,
                     "isDefault": True,
                     "editable": False,
                     "jsonData": {"timeInterval": SCRAPE_INTERVAL},
