@@ -1,0 +1,129 @@
+"""Everything a client does, through the ingress controller: paths, long waits, streams, load."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+from conftest import HOST, NAMESPACE
+from e2e_dss import Cluster, http, until_answer
+from e2e_faults import need
+from e2e_kubectl import ROOT, say
+
+pytestmark = pytest.mark.kube
+
+LONG_MS = 25_000
+"""Longer than the 15 s at which ingress controllers cut by default."""
+_encode = msgspec.msgpack.encode
+_decode = msgspec.msgpack.decode
+
+
+@pytest.fixture(scope="module")
+def ingress(demo: Cluster) -> str:
+    url = need("E2E_INGRESS", "the ingress is tried out")
+    token = demo.token("client")
+    until_answer("the ingress serves", lambda: http("GET", f"{url}/v1/locks", host=HOST,
+                                                    token=token))  # fmt: skip
+    return url
+
+
+def test_paths__each_service_and_each_colon_route_reaches_a_node_of_its_role(
+    demo: Cluster, ingress: str
+) -> None:
+    found = demo.kubectl.get("-n", NAMESPACE, "ingress", "demo")
+    [rule] = found["spec"]["rules"]
+    assert rule["host"] == HOST
+    paths = {path["path"]: path for path in rule["http"]["paths"]}
+    assert {"/v1/sessions", "/v1/locks", "/v1/queues", "/v1/cache"} <= set(paths)
+    assert "/v1/locks:stream" in paths
+    for path, described in paths.items():
+        assert described["pathType"] == ("Exact" if ":" in path else "Prefix"), path
+        answer = http("GET", ingress + path, host=HOST, token=demo.token("client"))
+        # A node answers; the controller alone would give 404 without a body of ours.
+        assert answer.status in (200, 400, 404, 405, 426), (path, answer.status, answer.body)
+        if answer.status >= 400:
+            assert "wrong_role" not in answer.body.decode(), path
+            assert b'"code"' in answer.body or path.endswith(":stream"), (path, answer.body)
+
+
+def test_paths__what_is_not_for_clients_is_not_published(ingress: str) -> None:
+    for path in ("/metrics", "/v1/raft/status", "/v1/raft/backoff"):
+        assert http("GET", ingress + path, host=HOST).status == 404, path
+    assert http("GET", f"{ingress}/v1/locks", host=HOST).status == 401
+
+
+def test_long_waits__a_receive_an_acquire_and_an_idle_stream_outlive_the_controllers_limits(
+    demo: Cluster, ingress: str
+) -> None:
+    token = demo.token("client")
+
+    def ask(path: str, body: object) -> tuple[int, object, float]:
+        began = time.monotonic()
+        answer = http("POST", ingress + path, body, host=HOST, token=token, timeout_s=40)
+        return answer.status, answer.json, time.monotonic() - began
+
+    path = "/v1/queues/e2e-empty"
+    until_answer("a queue", lambda: http("PUT", ingress + path, {}, host=HOST, token=token))
+    holder, waiter = (ask("/v1/sessions", {"ttl_ms": 60_000})[1]["session"]  # type: ignore[index]
+                      for _ in range(2))  # fmt: skip
+    lock, body = "/v1/locks/e2e-long/acquire", {"mode": "exclusive"}
+    assert ask(lock, body | {"session": holder})[0] == 200
+    with ThreadPoolExecutor(3) as pool:
+        received = pool.submit(ask, f"{path}/receive", {"max": 1, "wait_ms": LONG_MS})
+        acquired = pool.submit(ask, lock, body | {"session": waiter, "wait_ms": LONG_MS})
+        streamed = pool.submit(asyncio.run, _idle_stream(ingress, token, LONG_MS / 1_000))
+        status, answer, took = received.result()
+        assert (status, answer) == (200, {"messages": []})
+        assert LONG_MS / 1_000 - 1 <= took < LONG_MS / 1_000 + 5
+        status, answer, took = acquired.result()
+        assert (status, answer["code"]) == (409, "lock_timeout")  # type: ignore[index]
+        assert LONG_MS / 1_000 - 1 <= took < LONG_MS / 1_000 + 5
+        assert streamed.result() == [201, 200]
+
+
+async def _idle_stream(ingress: str, token: str, idle_s: float) -> list[int]:
+    """Statuses of a request before and one after a silence, over one WebSocket."""
+    headers = {"Host": HOST, "Authorization": f"Bearer {token}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{ingress}/v1/locks:stream", headers=headers) as socket,
+    ):
+        await socket.send_bytes(_encode([[1, "session.create", {"ttl_ms": 60_000}]]))
+        [[_, first, body]] = _decode((await socket.receive(timeout=10)).data)
+        # A receive must be under way for pings to be answered.
+        receiving = asyncio.ensure_future(socket.receive())
+        early, _ = await asyncio.wait([receiving], timeout=idle_s)
+        assert not early, f"the stream did not stay idle and open: {receiving.result()}"
+        await socket.send_bytes(_encode([[2, "session.keepalive", {"session": body["session"]}]]))
+        [[_, second, _]] = _decode((await asyncio.wait_for(receiving, 10)).data)
+        return [first, second]
+
+
+def test_locust__thirty_seconds_through_the_ingress_zero_failures(
+    demo: Cluster, ingress: str, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "DSS_HOST_HEADER": HOST, "DSS_TOKEN": demo.token("client")}
+    done = subprocess.run(
+        [sys.executable, "-m", "locust", "-f", "loadtest/load_test_scenarios.py", "--headless",
+         "-u", "20", "-r", "10", "-t", "30s", "--host", ingress,
+         "--csv", str(tmp_path / "load"), "--only-summary"],
+        capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT, check=False,
+    )  # fmt: skip
+    print(done.stdout, done.stderr)  # the table: which of the two depends on Locust
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    with open(tmp_path / "load_stats.csv", newline="") as file:
+        rows = {row["Name"]: row for row in csv.DictReader(file)}
+    total = rows["Aggregated"]
+    assert int(total["Failure Count"]) == 0
+    assert int(total["Request Count"]) > 300
+    say(f"Locust: {total['Request Count']} requests, 0 failures, median "
+        f"{total['Median Response Time']} ms, p99 {total['99%']} ms")  # fmt: skip
