@@ -31,6 +31,7 @@ from dss.drivers import raft_metrics
 from dss.drivers.founding import Founding
 from dss.drivers.host import Host
 from dss.drivers.raft_admin import RaftAdmin
+from dss.drivers.split_vote import SplitVote, settings_of
 from dss.observe import logs
 from dss.observe.metrics import ProcessMonitor, Registry
 from dss.storage.identity import DataDir
@@ -136,6 +137,7 @@ class Node:
             boot_id=data_dir.boot_id,
             links=links,
             host=host,
+            ignores_backoff=config.test_mode == "split-vote-no-backoff",
         )
         self._routes += cluster.routes(admin)
         monitor = ProcessMonitor(
@@ -179,20 +181,27 @@ class Node:
         wal, recovered = Wal.open(data_dir.files("wal"))
         if wal.torn_bytes:
             log.info("cut %d unfinished bytes off the end of the log", wal.torn_bytes)
+        settings = RaftSettings(
+            heartbeat_ms=config.heartbeat_ms,
+            election_min_ms=config.election_min_ms,
+            election_max_ms=config.election_max_ms,
+        )
+        split_vote = None
+        if config.test_mode:
+            log.warning("TEST_MODE=%s: elections are broken on purpose", config.test_mode)
+            settings = settings_of(settings)
+            split_vote = SplitVote(config.election_max_ms)
         host = Host(
             node_id=config.node_id,
             incarnation=data_dir.incarnation,
             wal=wal,
             recovered=recovered,
             snapshots=SnapshotStore(data_dir.files("snapshots")),
-            settings=RaftSettings(
-                heartbeat_ms=config.heartbeat_ms,
-                election_min_ms=config.election_min_ms,
-                election_max_ms=config.election_max_ms,
-            ),
+            settings=settings,
             links=links,
             stop_node=self._fail,
             snapshot_every_entries=config.snapshot_every_entries,
+            split_vote=split_vote,
         )
         raft_metrics.register(self.registry, host)
         return host

@@ -181,6 +181,8 @@ class Founding:
                 "node's data directory was lost"
             )
             return
+        if self._host.split_vote is not None:
+            await asyncio.sleep(self._host.split_vote.pause_before_founding_s())
         incarnations = {node: status.incarnation for node, status in statuses.items()}
         incarnations[me] = self._host.incarnation
         await self._create(

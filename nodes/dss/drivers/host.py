@@ -21,11 +21,12 @@ from dss.base import limits
 from dss.base.errors import Indeterminate, NoQuorum, StorageFailed, Unavailable
 from dss.core.machine import Machine
 from dss.core.raft import effects as fx
-from dss.core.raft.messages import Configuration, RaftMessage
+from dss.core.raft.messages import Configuration, RaftMessage, VoteRequest
 from dss.core.raft.settings import RaftSettings
 from dss.drivers.engine import Engine, Flight
 from dss.drivers.forwarding import Forwarder
 from dss.drivers.ports import Sink
+from dss.drivers.split_vote import SplitVote
 from dss.observe.logs import event
 from dss.observe.metrics import Histogram
 from dss.storage.snapshots import SnapshotStore
@@ -111,6 +112,7 @@ class Host:
     Args:
         stop_node: called with a reason when the node must end: an fsync error, or a state that
             cannot be (AssertionError): going on could break what was promised.
+        split_vote: TEST_MODE only.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Host:
         links: Links,
         stop_node: Callable[[str], None],
         snapshot_every_entries: int = limits.SNAPSHOT_EVERY_ENTRIES,
+        split_vote: SplitVote | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.node_id = node_id
@@ -133,6 +136,7 @@ class Host:
         self.links = links
         self.sync_policy = SyncPolicy()
         self.sync_seconds: Histogram | None = None
+        self.split_vote = split_vote
         self._stop_node = stop_node
         self._wal = wal
         self._scheduled = False
@@ -155,7 +159,11 @@ class Host:
             recovered=recovered,
             snapshots=snapshots,
             settings=settings,
-            rng=lambda gid: random.Random(seeds.getrandbits(64)),  # noqa: S311
+            rng=(
+                (lambda gid: split_vote.timeouts())
+                if split_vote is not None
+                else (lambda gid: random.Random(seeds.getrandbits(64)))  # noqa: S311
+            ),
             hooks=self,
             snapshot_every_entries=snapshot_every_entries,
         )
@@ -170,6 +178,9 @@ class Host:
         return time.monotonic_ns() // 1_000_000
 
     def send(self, peer: str, message: RaftMessage) -> None:
+        if self.split_vote is not None and isinstance(message, VoteRequest):
+            self.loop.call_later(self.split_vote.vote_delay_s, self.links.send, peer, message)
+            return
         self.links.send(peer, message)
 
     def flush(self) -> None:

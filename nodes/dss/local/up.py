@@ -34,6 +34,8 @@ from dss.topology.render_local import HOST, LocalNode, render_local
 _POLL_S = 0.2
 """Between two looks at nodes that are not ready: eight nodes on two cores have better to do."""
 _ROLES = ("lock", "queue", "cache")
+_TEST_VARIABLES = ("TEST_MODE", "ALLOW_TEST_MODE")
+"""For tests of DSS alone; they are the lock nodes' business."""
 
 
 class UpOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +103,7 @@ class _Cluster:
     ) -> None:
         self._options = options
         self._screen = screen
+        self._environ = environ
         self._log_dir = log_dir
         self._nodes = nodes
         self._views = [NodeView(node.id, node.role, node.url) for node in nodes]
@@ -120,6 +123,8 @@ class _Cluster:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         self._began = time.monotonic()
+        if mode := self._environ.get("TEST_MODE"):
+            self._screen.bad(f"TEST_MODE={mode}: lock nodes break elections ON PURPOSE; test only")
         self._supervisor.start()
         try:
             if await self._wait_ready():
@@ -232,6 +237,9 @@ def _environment(environ: Mapping[str, str], node: LocalNode) -> dict[str, str]:
     inherited = {
         name: value for name, value in environ.items() if name.removesuffix("_FILE") not in decided
     }
+    if node.role != "lock":
+        for name in _TEST_VARIABLES:
+            inherited.pop(name, None)
     return inherited | decided
 
 

@@ -247,9 +247,23 @@ class _Settings:
                 f"is not set, but BIND_HOST is {host}, which other machines may reach: "
                 f"expected {_expected('CLUSTER_SECRET')}",
             )
+        self._check_test_mode(role)
         data_dir = self.values.get("DATA_DIR")
         if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
             self.add("DATA_DIR", f"expected a directory, but {data_dir} is a file")
+
+    def _check_test_mode(self, role: str | None) -> None:
+        mode = self.values.get("TEST_MODE")
+        if not mode:
+            return
+        if not self.values.get("ALLOW_TEST_MODE"):
+            self.add(
+                "TEST_MODE",
+                f"is {mode}, which breaks elections on purpose: expected ALLOW_TEST_MODE=1 beside "
+                "it in a test, and no TEST_MODE anywhere else",
+            )
+        elif role not in (None, "lock"):
+            self.add("TEST_MODE", f"is set on a {role} node: expected it on lock nodes alone")
 
     def check_containers(self, cluster: DSSCluster) -> None:
         """What must hold for the services of docker/docker-compose.yml."""

@@ -45,6 +45,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     log_format: str = "text"
     """`text` or `json`."""
+    test_mode: str = ""
+    """How this lock node breaks elections, on purpose; empty: not at all."""
+    allow_test_mode: bool = False
 
     def __repr__(self) -> str:
         """Without the secret and without MEMORY_URL, which may hold a password."""

@@ -15,6 +15,8 @@ import msgspec
 from dss.base.limits import PARTITIONS_MAX
 from dss.topology.peers import ID_EXPECTED, ID_PATTERN, show
 
+TEST_MODES: Final = ("split-vote", "split-vote-no-backoff")
+"""drivers/split_vote.py; with the second one, `POST /v1/raft/backoff` does nothing either."""
 PEERS_EXAMPLE: Final = '[{"id": "lock-1", "host": "lock-1", "port": 8000, "peer_port": 9000}]'
 
 
@@ -78,6 +80,12 @@ def _choice(*words: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise BadValue(f"expected 0 or 1, found {show(text)}")
+    return text == "1"
 
 
 def _pattern(pattern: str, expected: str, *, secret: bool = False) -> Callable[[str], str]:
@@ -153,6 +161,17 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         expected="redis://[:password@]host[:port][/db] or sqlite:///path", secret=True,
         example="sqlite:////data/memory.db",
         description="The cache's main memory. Cache nodes need it, others do not read it.",
+    ),
+    Variable(
+        name="ALLOW_TEST_MODE", field="allow_test_mode", scope="node", default="0", example="1",
+        parse=_flag, expected="0 or 1",
+        description="For tests of DSS alone: 1 lets TEST_MODE be set.",
+    ),
+    Variable(
+        name="TEST_MODE", field="test_mode", scope="node", default="",
+        parse=_choice(*TEST_MODES), expected=" or ".join(TEST_MODES), example="split-vote",
+        description="For tests of DSS alone: a lock node breaks elections on purpose "
+        "(docs/troubleshooting.md). Refused unless ALLOW_TEST_MODE is 1.",
     ),
     Variable(
         name="RAFT_PEERS", field="raft_peers", scope="cluster", default=None, parse=None,

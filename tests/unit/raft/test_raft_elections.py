@@ -335,3 +335,12 @@ def test_lone_voter_with_a_learner__sends_nothing_of_its_term_before_the_term_is
     assert kinds(effects, fx.Send) == []
     (first,) = kinds(effects, fx.SendAfterSync)
     assert isinstance(first.message, msg.AppendRequest)
+
+
+def test_link_to_the_leader_breaks_without_fast_failover__the_whole_timeout_is_waited():
+    for fast in (True, False):
+        raft = make(settings=RaftSettings(link_failover=fast))
+        raft.step([fx.Receive("b", msg.Heartbeat(GROUP, 1, 0))], 10)
+        before = raft.next_deadline_ms
+        raft.step([fx.LinkChanged("b", False)], 20)
+        assert (raft.next_deadline_ms < before) == fast

@@ -279,6 +279,16 @@ BAD_VALUES = [
      '"INFO". Example: LOG_LEVEL=info'),
     ({"LOG_FORMAT": "xml"}, 'LOG_FORMAT: expected one of text, json, found "xml". '
      "Example: LOG_FORMAT=json"),
+    ({"ALLOW_TEST_MODE": "yes"}, 'ALLOW_TEST_MODE: expected 0 or 1, found "yes". '
+     "Example: ALLOW_TEST_MODE=1"),
+    ({"TEST_MODE": "on", "ALLOW_TEST_MODE": "1"}, "TEST_MODE: expected one of split-vote, "
+     'split-vote-no-backoff, found "on". Example: TEST_MODE=split-vote'),
+    ({"TEST_MODE": "split-vote"}, "TEST_MODE is split-vote, which breaks elections on purpose: "
+     "expected ALLOW_TEST_MODE=1 beside it in a test, and no TEST_MODE anywhere else. "
+     "Example: TEST_MODE=split-vote"),
+    ({"TEST_MODE": "split-vote", "ALLOW_TEST_MODE": "1", "NODE_ID": "queue-1",
+      "NODE_ROLE": "queue"}, "TEST_MODE is set on a queue node: expected it on lock nodes alone. "
+     "Example: TEST_MODE=split-vote"),
     ({"QUEUE_NODES": None}, "QUEUE_NODES is not set: expected a JSON array of 0 to 9 "
      '{id, host, port, peer_port}. Example: QUEUE_NODES=[{"id": "queue-1", "host": "queue-1", '
      '"port": 8000, "peer_port": 9000}]'),
@@ -299,6 +309,12 @@ def test_bad_value__one_line(changes: dict[str, str | None], line: str) -> None:
 def test_every_variable_of_a_node__has_a_bad_value_in_these_tables() -> None:
     seen = {"RAFT_PEERS"} | {line.split()[0].rstrip(":") for _, line in BAD_VALUES}
     assert {v.name for v in VARIABLES if v.scope != "stack"} <= seen
+
+
+def test_test_mode_with_permission__taken_and_off_by_default() -> None:
+    assert load_node_config(good()).test_mode == ""
+    config = load_node_config(good(ALLOW_TEST_MODE="1", TEST_MODE="split-vote-no-backoff"))
+    assert config.test_mode == "split-vote-no-backoff"
 
 
 def test_several_bad_values__all_reported_at_once_in_table_order() -> None:

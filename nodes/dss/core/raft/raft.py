@@ -668,6 +668,8 @@ class Raft:
             self._leading.on_link_changed(event)
         elif not event.up and event.peer == self.leader and self.role == FOLLOWER:
             settings = self.settings
+            if not settings.link_failover:
+                return
             self._leader_contact_ms = -NEVER_MS  # our own vote is no longer sticky to it
             wait_ms = self._rng.randrange(settings.link_lost_min_ms, settings.link_lost_max_ms + 1)
             self._election_ms = min(self._election_ms, self.now_ms + wait_ms)

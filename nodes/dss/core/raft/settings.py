@@ -22,6 +22,8 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     election_min_ms: int = 300
     election_max_ms: int = 900
     pre_vote: bool = True
+    link_failover: bool = True
+    """A follower whose link to the leader's process breaks does not wait its whole timeout."""
     link_lost_min_ms: int = 20
     link_lost_max_ms: int = 100
     max_inflight: int = limits.INFLIGHT_APPENDS_MAX
