@@ -190,7 +190,15 @@ class _Group:
 
     def _unseen(self) -> tuple[str, str] | None:
         """(reason, sentence) when what is known of this group does not suffice to judge it."""
-        return self._silent() or self._unsettled_members() or self._lost_links()
+        return (
+            self._strangers() or self._silent() or self._unsettled_members() or self._lost_links()
+        )
+
+    def _strangers(self) -> tuple[str, str] | None:
+        strangers = [v for v in self.voters if v not in self.watch.members]
+        if strangers:
+            return "UnknownVoter", f"{_and(strangers)} votes but is not configured, so is not asked"
+        return None
 
     def _silent(self) -> tuple[str, str] | None:
         watch = self.watch
@@ -208,9 +216,6 @@ class _Group:
     def _unsettled_members(self) -> tuple[str, str] | None:
         if not self.voters:
             return "NotFounded", f"no member knows the voters of group {self.group_id} yet"
-        strangers = [v for v in self.voters if v not in self.watch.members]
-        if strangers:
-            return "UnknownVoter", f"{_and(strangers)} votes but is not configured"
         without = [v for v in self.voters if not self._carries(v)]
         if without:
             return "GroupMissing", f"{_and(without)} does not carry group {self.group_id}"
