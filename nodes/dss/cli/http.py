@@ -151,10 +151,25 @@ class Nodes:
                 queue = [e for e in self._listed(role) if e not in tried]
         raise CliError(self._nobody(role, refused), EXIT_UNREACHABLE, "unreachable")
 
-    def ask_one(self, endpoint: str, path: str) -> Answer | None:
+    def ask_one(
+        self, endpoint: str, path: str, timeout_s: float = _CONNECT_AND_READ_S
+    ) -> Answer | None:
         """GET from exactly this endpoint; None when it does not answer. Raises Problem."""
         try:
-            return self._send(endpoint, "GET", path, None, {}, _CONNECT_AND_READ_S)
+            return self._send(endpoint, "GET", path, None, {}, timeout_s)
+        except _NotThere:
+            return None
+
+    def tell_one(self, endpoint: str, path: str, body: Any) -> Answer | None:
+        """POST JSON to exactly this endpoint; None when it cannot have been carried out.
+
+        Raises:
+            Problem: it was refused. CliError: whether it was carried out is unknown.
+        """
+        sent = {"Content-Type": "application/json"}
+        data = json.dumps(body, ensure_ascii=False).encode()
+        try:
+            return self._send(endpoint, "POST", path, data, sent, _CONNECT_AND_READ_S)
         except _NotThere:
             return None
 
