@@ -33,12 +33,6 @@ def test_make_targets__exist(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_kubernetes_target__says_that_it_is_not_built_yet() -> None:
-    done = subprocess.run(["make", "e2e-kube"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "not built yet: issue 4" in done.stderr
-
-
 def test_python_too_old__one_clear_line(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text(
