@@ -17,6 +17,7 @@ from dss.topology.render_compose import render_compose
 from dss.topology.render_env import render_configuration_page, render_env
 from dss.topology.render_grafana import render_dashboard
 from dss.topology.render_limits import render_limits_page
+from dss.topology.render_manifests import manifest_files
 from dss.topology.render_prometheus import (
     render_alerts_page,
     render_dashboard_provider,
@@ -39,7 +40,7 @@ def generated_files(cluster: DSSCluster) -> dict[str, str]:
         "docs/alerts.md": render_alerts_page(cluster),
         "docs/configuration.md": render_configuration_page(),
         "docs/limits.md": render_limits_page(),
-    }
+    } | manifest_files()
 
 
 def stale_files(root: Path, files: dict[str, str]) -> list[str]:

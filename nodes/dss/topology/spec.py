@@ -22,14 +22,45 @@ QUANTITY: Final = r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$"
 _ANY_QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 _DNS_NAME: Final = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
 _IMAGE: Final = r"^[^\s]*$"
+_LABEL: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 
-Image = Annotated[str, Meta(max_length=512, pattern=_IMAGE)]
-Name = Annotated[str, Meta(max_length=253, pattern=_DNS_NAME)]
+Image = Annotated[
+    str,
+    Meta(max_length=512, pattern=_IMAGE, extra={"message": "an image's name without spaces"}),
+]
+Name = Annotated[
+    str,
+    Meta(
+        max_length=253,
+        pattern=_DNS_NAME,
+        extra={"message": "lower-case letters, digits, '-' and '.', beginning and ending with a "
+               "letter or digit"},
+    ),
+]  # fmt: skip
+Size = Annotated[
+    str,
+    Meta(
+        max_length=10,
+        pattern=QUANTITY,
+        description="Like 512Mi, 1Gi or 2Ti; at least 128Mi. Cannot change later.",
+        extra={"message": "a whole number with Mi, Gi or Ti, like 512Mi, 1Gi or 2Ti"},
+    ),
+]
 Replicas = Annotated[int, Meta(ge=1, le=NODES_PER_ROLE_MAX)]
 Text = Annotated[str, Meta(max_length=4_096)]
 Amount = Annotated[str, Meta(max_length=32, pattern=_ANY_QUANTITY)]
-Amounts = Annotated[dict[str, int | Amount], Meta(max_length=16)]
-Labels = Annotated[dict[str, Annotated[str, Meta(max_length=63)]], Meta(max_length=32)]
+Amounts = Annotated[dict[str, int | Amount], Meta(max_length=8)]
+LabelValue = Annotated[
+    str,
+    Meta(
+        max_length=63,
+        pattern=_LABEL,
+        extra={"message": "at most 63 letters, digits, '-', '_' and '.', beginning and ending "
+               "with a letter or digit"},
+    ),
+]  # fmt: skip
+Labels = Annotated[dict[str, LabelValue], Meta(max_length=32)]
+"""In `extra`, `message` is what the API server says of a value that does not match the pattern."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -39,9 +70,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class StorageSpec(Part, frozen=True, kw_only=True):
     """A volume of each member. Cannot change later: volumes are not grown yet."""
 
-    size: Annotated[
-        str, Meta(max_length=10, pattern=QUANTITY, description="Like 512Mi, 1Gi or 2Ti.")
-    ] = "1Gi"
+    size: Size = "1Gi"
 
 
 class ResourcesSpec(Part, frozen=True, kw_only=True):
@@ -107,7 +136,13 @@ class SecretKey(Part, frozen=True, kw_only=True):
 
     name: Annotated[Name, Meta(description="The Secret.")] = ""
     key: Annotated[
-        str, Meta(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="The key in it.")
+        str,
+        Meta(
+            max_length=253,
+            pattern=r"^[-._a-zA-Z0-9]+$",
+            description="The key in it.",
+            extra={"message": "a Secret's key: letters, digits, '-', '_' and '.'"},
+        ),
     ] = "url"
 
 
@@ -208,7 +243,7 @@ class RemediationSpec(Part, frozen=True, kw_only=True):
         int, Meta(ge=10, le=86_400, description="Rest after an action; doubles each time.")
     ] = 300
     max_per_hour: Annotated[
-        int, Meta(ge=0, le=60, description="Actions in an hour before it only alerts.")
+        int, Meta(ge=0, le=6, description="Actions in an hour before it only alerts.")
     ] = 3
 
 
