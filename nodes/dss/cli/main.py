@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_up(commands)
     _add_node(commands)
     _leaf(commands, "status", "all nodes on one screen: roles, leader, what is wrong")
+    _add_doctor(commands)
     _add_config(commands)
     _add_lock(commands)
     _add_queue(commands)
@@ -140,6 +141,17 @@ def _add_node(commands: _Commands) -> None:
         description="Run one node. Every setting is an environment variable: see .env.example.",
     )
     node.set_defaults(run="dss.cli.processes:node")
+
+
+def _add_doctor(commands: _Commands) -> None:
+    doctor = _leaf(commands, "doctor", "is an election stuck? --fix helps it out",
+                   "dss.cli.doctor:doctor")  # fmt: skip
+    doctor.add_argument("--fix", action="store_true",
+                        help="ask a competing candidate to back off, else restart it")  # fmt: skip
+    doctor.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
+    doctor.add_argument("--window", type=_window, default=20.0, metavar="SECONDS",
+                        help="how long to watch before an election counts as stuck: at least ten "
+                        "times ELECTION_MAX_MS (default 20)")  # fmt: skip
 
 
 def _add_config(commands: _Commands) -> None:
@@ -249,6 +261,13 @@ def _seconds(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 365 * 86_400:
         raise argparse.ArgumentTypeError(f"expected seconds, such as 0.5 or 30, got {text}")
+    return value
+
+
+def _window(text: str) -> float:
+    value = _seconds(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1 second, got {text}")
     return value
 
 

@@ -130,7 +130,7 @@ def _for_group(found: Diagnosis, policy: Policy, rows: Sequence[Attempt], now: f
     episode = [row for row in rows if row.group_id == found.group_id and is_open(row)]
     taken = {row.action for row in episode}
     if found.state != "ElectionStuck":
-        if found.leaderless_ms < policy.window_ms:
+        if found.leaderless_ms < policy.window_ms or found.reason == "Watching":
             return _none(found.reason, found.message)
         return _alert(found, policy, episode, "NoLeader", "nothing is done, for: ")
     if found.candidate is None:

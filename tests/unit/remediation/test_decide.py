@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from scenes import healthy, row, stuck
 
@@ -66,6 +67,9 @@ CASES: list[tuple[str, list[Diagnosis], Policy, list[Attempt], str, str, str]] =
     ("no leader and not to be seen why: alert", [uncertain()], POLICY, [], "", "alert", "NoLeader"),
     ("alert once", [uncertain()], POLICY, [row("alert", NOW - 5)], "", "none", "Alerted"),
     ("electing for a whole window: alert", [electing()], POLICY, [], "", "alert", "NoLeader"),
+    ("still watching after a restart: no alert yet",
+     [msgspec.structs.replace(electing(), reason="Watching")], POLICY, ladder(70, 31), "",
+     "none", "Watching"),
     # nothing to do, or not yet
     ("healthy", [healthy()], POLICY, [], "", "none", "Healthy"),
     ("electing", [electing(29_999)], POLICY, [], "", "none", "TermsNotRising"),
