@@ -20,6 +20,7 @@ import uvloop
 import dss
 from dss.api import app as web_app
 from dss.api import cluster
+from dss.api.auth import Guard
 from dss.api.routes import Route
 from dss.api.stream import close_streams
 from dss.base.errors import EXIT_CONFIG, EXIT_FAILED, ConfigProblem, CorruptData, DssError
@@ -32,12 +33,13 @@ from dss.drivers.founding import Founding
 from dss.drivers.host import Host
 from dss.drivers.raft_admin import RaftAdmin
 from dss.drivers.split_vote import SplitVote, settings_of
+from dss.drivers.watched_file import WatchedFile
 from dss.observe import logs
 from dss.observe.metrics import ProcessMonitor, Registry
 from dss.storage.identity import DataDir
 from dss.storage.snapshots import SnapshotStore
 from dss.storage.wal import Wal
-from dss.topology.config import load_node_config
+from dss.topology.config import load_node_config, parse_watched
 from dss.topology.nodes import NodeConfig
 from dss.transport.handshake import Identity
 from dss.transport.links import Links
@@ -158,12 +160,14 @@ class Node:
 
     async def _listen(self, links: Links, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
+        guard = self._watch_settings(links)
         app = web_app.build_app(
             config=config,
             routes=self._routes,
             readiness=self.readiness,
             registry=self.registry,
             cluster=lambda: cluster.cluster_view(config, links.links()),
+            guard=guard,
         )
         app.on_shutdown.append(close_streams)
         try:
@@ -175,6 +179,27 @@ class Node:
                 f"and {config.me.peer_port}: {error.strerror or error}"
             ) from error
         stack.push_async_callback(runner.cleanup)
+
+    def _watch_settings(self, links: Links) -> Guard | None:
+        """What may change while the node runs: the tokens (None: nobody is asked), the secret."""
+        config = self.config
+        guard = Guard(config.auth_tokens) if config.auth_tokens else None
+
+        def take_tokens(text: str) -> bool:
+            assert guard is not None
+            return guard.replace(parse_watched("AUTH_TOKENS", config.auth_tokens_file, text))
+
+        def take_secret(text: str) -> bool:
+            secret = parse_watched("CLUSTER_SECRET", config.cluster_secret_file, text)
+            return links.use_secret(secret.encode())
+
+        if config.auth_tokens_file:
+            self._services.append(WatchedFile("AUTH_TOKENS", config.auth_tokens_file, take_tokens))
+        if config.cluster_secret_file:
+            self._services.append(
+                WatchedFile("CLUSTER_SECRET", config.cluster_secret_file, take_secret)
+            )
+        return guard
 
     def _make_host(self, data_dir: DataDir, links: Links) -> Host:
         config = self.config

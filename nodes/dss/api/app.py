@@ -16,8 +16,10 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.hdrs import AUTHORIZATION
 
 from dss.api import openapi
+from dss.api.auth import GUARDED_PREFIX, Guard
 from dss.api.cluster import ClusterView, node_url
 from dss.api.problem import problem_response, result_response
 from dss.api.routes import Route
@@ -75,6 +77,7 @@ def build_app(
     readiness: Callable[[], str | None],
     registry: Registry,
     cluster: Callable[[], dict[str, Any]],
+    guard: Guard | None = None,
 ) -> web.Application:
     """The application of one node.
 
@@ -82,13 +85,16 @@ def build_app(
         routes: those of the node's role and of `api/cluster.py`.
         readiness: None when ready, else why not, in words.
         cluster: the body of `GET /v1/cluster` (`api.cluster.cluster_view`).
+        guard: asks every request below /v1 for a token; None: nobody is asked.
     """
     every = [*routes, *_node_routes(readiness, cluster)]
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     for route in every:
-        handler = _instrumented(route.handler, route.path, route.method, registry)
+        handler = _instrumented(
+            route.handler, route.path, route.method, registry, _check(guard, route)
+        )
         app.router.add_route(route.method, route.path, handler)
-    description = openapi.document(every, config.role)
+    description = openapi.document(every, config.role, tokens=guard is not None)
 
     async def metrics(request: web.Request) -> web.Response:
         return web.Response(body=registry.render(), headers={"Content-Type": METRICS_TYPE})
@@ -101,7 +107,9 @@ def build_app(
 
     for path, handler in (("/metrics", metrics), ("/openapi.json", openapi_json), ("/docs", docs)):
         app.router.add_get(path, _instrumented(handler, path, "GET", registry))
-    unmatched = _instrumented(_unmatched(config, every), "unmatched", "any", registry)
+    unmatched = _instrumented(
+        _unmatched(config, every), "unmatched", "any", registry, _check_unmatched(guard)
+    )
     app.router.add_route("*", "/{path:.*}", unmatched)
     return app
 
@@ -122,8 +130,34 @@ async def serve(app: web.Application, host: str, port: int) -> web.AppRunner:
     return runner
 
 
-def _instrumented(handler: Handler, route: str, method: str, registry: Registry) -> Handler:
-    """`handler` with its errors rendered and its duration observed."""
+Check = Callable[[web.Request], object]
+"""Raises Unauthenticated or Forbidden."""
+
+
+def _check(guard: Guard | None, route: Route) -> Check | None:
+    if guard is None or not route.path.startswith(GUARDED_PREFIX):
+        return None
+    check, admin = guard.check, route.admin
+    return lambda request: check(request.headers.get(AUTHORIZATION), admin=admin)
+
+
+def _check_unmatched(guard: Guard | None) -> Check | None:
+    """What is not a route tells nothing either, below /v1."""
+    if guard is None:
+        return None
+    check = guard.check
+
+    def guarded(request: web.Request) -> None:
+        if request.rel_url.path_safe.startswith(GUARDED_PREFIX):
+            check(request.headers.get(AUTHORIZATION), admin=False)
+
+    return guarded
+
+
+def _instrumented(
+    handler: Handler, route: str, method: str, registry: Registry, check: Check | None = None
+) -> Handler:
+    """`handler` with its caller checked, its errors rendered and its duration observed."""
     children: dict[int, Histogram] = {}
 
     def child(status: int) -> Histogram:
@@ -140,6 +174,8 @@ def _instrumented(handler: Handler, route: str, method: str, registry: Registry)
         started = perf_counter()
         response: web.StreamResponse
         try:
+            if check is not None:
+                check(request)
             response = await handler(request)
         except DssError as error:
             response = _failed(request, error)

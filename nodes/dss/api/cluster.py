@@ -139,12 +139,12 @@ def routes(admin: RaftAdmin) -> list[Route]:
         ),
         Route(
             method="POST", path="/v1/raft/backoff", handler=backoff, errors=(409,),
-            request=BackoffRequest, response=BackoffAnswer,
+            admin=True, request=BackoffRequest, response=BackoffAnswer,
             summary="Give up this member's candidacy in one group and sit out the next election",
         ),
         Route(
             method="POST", path="/v1/raft/transfer", handler=transfer, errors=(409,),
-            request=TransferRequest, response=TransferAnswer,
+            admin=True, request=TransferRequest, response=TransferAnswer,
             summary="Hand this member's leadership of one group to another voter",
         ),
     ]  # fmt: skip

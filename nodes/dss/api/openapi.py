@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from dss import __version__
+from dss.api.auth import GUARDED_PREFIX
 from dss.api.problem import JSON_TYPE, PROBLEM_TYPE
 from dss.api.routes import Route
 
@@ -35,8 +36,12 @@ class Problem(msgspec.Struct, kw_only=True):
     """Repeating the same request after this time may help."""
 
 
-def document(routes: Sequence[Route], role: str) -> bytes:
-    """The OpenAPI document of one node, encoded."""
+def document(routes: Sequence[Route], role: str, *, tokens: bool = False) -> bytes:
+    """The OpenAPI document of one node, encoded.
+
+    Args:
+        tokens: routes below /v1 want a bearer token.
+    """
     kinds = [kind for route in routes for kind in (route.request, route.response)]
     kinds = [kind for kind in [*kinds, Problem] if kind is not None and kind is not bytes]
     # Schemas once per type; two routes may share one.
@@ -45,7 +50,7 @@ def document(routes: Sequence[Route], role: str) -> bytes:
     by_kind = dict(zip(unique, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_kind)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_kind, tokens)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -58,6 +63,7 @@ def document(routes: Sequence[Route], role: str) -> bytes:
             "paths": paths,
             "components": {
                 "schemas": components,
+                "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
                 "responses": {
                     "Problem": {
                         "description": "An error; `code` says which.",
@@ -69,7 +75,7 @@ def document(routes: Sequence[Route], role: str) -> bytes:
     )
 
 
-def _operation(route: Route, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+def _operation(route: Route, schemas: dict[Any, dict[str, Any]], tokens: bool) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": operation_id(route),
         "summary": route.summary,
@@ -91,8 +97,12 @@ def _operation(route: Route, schemas: dict[Any, dict[str, Any]]) -> dict[str, An
     if route.response is not None:
         success["content"] = _content(route.response, schemas)
     problem = {"$ref": "#/components/responses/Problem"}
+    errors = {*COMMON_ERRORS, *route.errors}
+    if tokens and route.path.startswith(GUARDED_PREFIX):
+        operation["security"] = [{"token": []}]
+        errors |= {401, 403} if route.admin else {401}
     operation["responses"] = {str(route.status): success} | {
-        str(status): problem for status in sorted({*COMMON_ERRORS, *route.errors})
+        str(status): problem for status in sorted(errors)
     }
     return operation
 

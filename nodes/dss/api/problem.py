@@ -67,6 +67,8 @@ def problem_response(error: DssError) -> web.Response:
     if error.retry_after_ms is not None:
         document["retry_after_ms"] = error.retry_after_ms
         headers["Retry-After"] = str(max(1, -(-error.retry_after_ms // 1000)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="dss"'
     return web.Response(status=error.status, body=_encode(document), headers=headers)
 
 

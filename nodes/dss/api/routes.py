@@ -30,5 +30,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     status: int = 200
     errors: tuple[int, ...] = ()
     """Statuses of declared failures besides 404, 413, 421, 422, 429, 503, 504."""
+    admin: bool = False
+    """Where tokens are asked for: an administrator's alone will do."""
     query: dict[str, str] = {}
     """Query parameters: name -> one-line description."""

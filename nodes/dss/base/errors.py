@@ -50,6 +50,20 @@ class TooLarge(DssError):
     status = 413
 
 
+class Unauthenticated(DssError):
+    """No bearer token, or one that is not known: get a token, then repeat."""
+
+    code = "unauthenticated"
+    status = 401
+
+
+class Forbidden(DssError):
+    """The token is good, but not for this: an administrator's is needed."""
+
+    code = "forbidden"
+    status = 403
+
+
 class NotFound(DssError):
     code = "not_found"
     status = 404

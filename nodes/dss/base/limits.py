@@ -95,6 +95,10 @@ NODES_PER_ROLE_MAX: Final = 9
 # --- configuration ---
 PEER_LIST_CHARS_MAX: Final = 64 * KIB
 """One peer list: nine entries need 1 KiB; beyond is a mistake, and the kernel's limit is near."""
+AUTH_TOKENS_MAX: Final = 100
+"""Every request is compared with each of them, so that the time taken tells nothing."""
+SETTING_FILE_POLL_S: Final = 2.0
+"""How often files with tokens and the cluster secret are looked at for a change."""
 SETTING_FILE_BYTES_MAX: Final = 64 * KIB
 """A file named by `X_FILE`: one value; guards against naming a device or a log."""
 ENV_FILE_BYTES_MAX: Final = 1 * MIB
@@ -135,8 +139,9 @@ WAITERS_SHOWN_MAX: Final = 100
 # --- streams ---
 STREAM_OUTBOX_BYTES_MAX: Final = 16 * MIB
 """Answers that a stream client has not read yet: beyond, it is disconnected, not waited for."""
-STREAM_HEARTBEAT_S: Final = 30.0
-"""A WebSocket ping after this much silence: finds clients that vanished without a FIN."""
+STREAM_HEARTBEAT_S: Final = 10.0
+"""A WebSocket ping this often: finds clients that vanished without a FIN, and keeps proxies,
+which cut what is idle for 15 s or more, from closing a stream that only waits."""
 STREAM_CLOSE_S: Final = 2.0
 """How long a closing stream waits for the client's half of the closing handshake."""
 

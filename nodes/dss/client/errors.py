@@ -11,12 +11,14 @@ from dss.base.errors import (
     Conflict,
     CorruptData,
     DssError,
+    Forbidden,
     Indeterminate,
     Invalid,
     NoQuorum,
     NotFound,
     Overloaded,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     WrongRole,
 )
@@ -24,13 +26,13 @@ from dss.base.errors import (
 _BY_CODE: Final[dict[str, type[DssError]]] = {
     kind.code: kind
     for kind in (
-        CorruptData, DssError, Indeterminate, Invalid, NoQuorum, NotFound, Overloaded, TooLarge,
-        Unavailable, WrongRole,
+        CorruptData, DssError, Forbidden, Indeterminate, Invalid, NoQuorum, NotFound, Overloaded,
+        TooLarge, Unauthenticated, Unavailable, WrongRole,
     )
 }  # fmt: skip
 _BY_STATUS: Final[dict[int, type[DssError]]] = {
-    404: NotFound, 413: TooLarge, 421: WrongRole, 422: Invalid, 429: Overloaded,
-    502: Unavailable, 503: Unavailable, 504: Indeterminate,
+    401: Unauthenticated, 403: Forbidden, 404: NotFound, 413: TooLarge, 421: WrongRole,
+    422: Invalid, 429: Overloaded, 502: Unavailable, 503: Unavailable, 504: Indeterminate,
 }  # fmt: skip
 _PROBLEM_MEMBERS: Final = ("type", "title", "status", "detail", "code", "message", "retry_after_ms")
 

@@ -18,6 +18,7 @@ import msgspec
 
 from dss.base.errors import DssError, Indeterminate, Unavailable
 from dss.base.limits import STREAM_IN_FLIGHT_MAX, STREAM_MESSAGE_BYTES_MAX
+from dss.client.errors import error_of
 
 Answer = tuple[int, Any]
 """(status, body): a status from 400 on has a body with `code` and `message`."""
@@ -151,6 +152,12 @@ class LockStream:
                         max_msg_size=STREAM_MESSAGE_BYTES_MAX,
                         compress=0,
                     )
+            except aiohttp.WSServerHandshakeError as error:
+                if error.status in (401, 403):
+                    raise error_of(error.status, _refusal(endpoint, error.status)) from error
+                self._failures += 1
+                reasons.append(f"{endpoint}: HTTP {error.status}")
+                continue
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 self._failures += 1
                 reasons.append(f"{endpoint}: {_reason(error)}")
@@ -246,9 +253,13 @@ async def _quietly_close(ws: aiohttp.ClientWebSocketResponse) -> None:
             await ws.close()
 
 
+def _refusal(endpoint: str, status: int) -> dict[str, str]:
+    """aiohttp drops the problem document of a refused handshake."""
+    why = "wants a bearer token, or another one" if status == 401 else "forbids this token"
+    return {"detail": f"{endpoint} {why}: give connect(token=…) or set DSS_TOKEN"}
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {CONNECT_S:g} s"
-    if isinstance(error, aiohttp.WSServerHandshakeError):
-        return f"HTTP {error.status}"
     return str(error) or type(error).__name__

@@ -148,7 +148,9 @@ class _Cluster:
     async def _wait_ready(self) -> bool:
         """True once every node is ready; False when asked to stop or a node gave up."""
         notice_at = self._began + limits.READY_NOTICE_MS / 1000
-        async with aiohttp.ClientSession() as session:
+        token = self._environ.get("DSS_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with aiohttp.ClientSession(headers=headers) as session:
             for role in _ROLES:
                 while not self._role_ready(role):
                     if self._stop.is_set() or self._supervisor.given_up():

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,8 +22,11 @@ from dss.topology.envfile import EnvFile
 from dss.topology.model import HTTP_PORT, PEER_PORT, DSSCluster
 from dss.topology.nodes import NodeConfig, NodeSpec
 from dss.topology.peers import parse_peers
+from dss.topology.tokens import parse_tokens
 from dss.topology.variables import BY_NAME, PEER_LISTS, VARIABLES, BadValue, Variable
 
+WATCHED_FILES: Final = ("AUTH_TOKENS", "CLUSTER_SECRET")
+"""Variables whose file is looked at again while the node runs."""
 EnvOrigin = tuple[str, Mapping[str, int]]
 """The name of the `.env` file that the values came from, and the line of each."""
 
@@ -72,7 +75,26 @@ def load_node_config(
     if settings.problems:
         raise ConfigProblem(report(settings.sorted_problems()))
     fields = {BY_NAME[name].field: value for name, value in settings.values.items()}
+    for name in WATCHED_FILES:
+        fields[f"{BY_NAME[name].field}_file"] = settings.files.get(name, "")
     return NodeConfig(**fields)
+
+
+def parse_watched(name: str, path: str, text: str) -> Any:
+    """The value of a watched variable out of its file's new content.
+
+    Raises:
+        ConfigProblem: one line for each problem, as at the start.
+    """
+    settings = _Settings({}, None, ())
+    settings.origins[name] = f"file {path}"
+    if not text.strip():
+        settings.add(name, f"the file is empty: expected {BY_NAME[name].expected}")
+    else:
+        settings.parse(BY_NAME[name], text)
+    if settings.problems:
+        raise ConfigProblem(report(settings.problems))
+    return settings.values[name]
 
 
 def check(environ: Mapping[str, str], *, env_file: EnvOrigin | None = None) -> list[Problem]:
@@ -122,6 +144,7 @@ class _Settings:
         self.problems: list[Problem] = []
         self.failed: dict[str, None] = {}
         self.origins: dict[str, str] = {}
+        self.files: dict[str, str] = {}
         for variable in VARIABLES:
             if variable.scope in scopes:
                 self._load(variable)
@@ -151,10 +174,19 @@ class _Settings:
                 return
             text = variable.default
             if not text:
-                self.values[variable.name] = ""
+                self.values[variable.name] = () if variable.parse is None else ""
                 return
+        self.parse(variable, text)
+
+    def parse(self, variable: Variable, text: str) -> None:
+        """Keep the value that `text` gives, or the problems with it."""
         if variable.parse is None:
-            self._load_peers(variable, text)
+            read = parse_tokens if variable.name == "AUTH_TOKENS" else parse_peers
+            items, faults = read(text)
+            for fault in faults:
+                self.add(variable.name, fault.message, fault.line, fault.column)
+            if not faults:
+                self.values[variable.name] = items
             return
         try:
             self.values[variable.name] = variable.parse(text.strip())
@@ -179,6 +211,7 @@ class _Settings:
         content = self._read(name, file_name, path)
         if content is not None:
             self.origins[name] = f"file {path}"
+            self.files[name] = path
             if not content:
                 self.add(name, f"the file is empty: expected {variable.expected}")
                 return None
@@ -202,13 +235,6 @@ class _Settings:
             reason = getattr(error, "strerror", None) or "it cannot be opened"
             self.add(name, f"{file_name}: {path} cannot be read: {reason}")
         return None
-
-    def _load_peers(self, variable: Variable, text: str) -> None:
-        nodes, faults = parse_peers(text)
-        for fault in faults:
-            self.add(variable.name, fault.message, fault.line, fault.column)
-        if not faults:
-            self.values[variable.name] = nodes
 
     # --- rules between variables ---
 

@@ -20,6 +20,16 @@ class NodeSpec(msgspec.Struct, frozen=True):
     peer_port: int
 
 
+class TokenSpec(msgspec.Struct, frozen=True):
+    """A bearer token: `sha256` is the hex digest of its UTF-8 bytes."""
+
+    name: str
+    """For people and logs: whom it was given to."""
+    sha256: str
+    role: str
+    """`admin` may do everything; `client` everything but the administrator's routes."""
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything `dss node` needs. Units stand last in the name."""
 
@@ -33,6 +43,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_peers: tuple[NodeSpec, ...] = ()
     cluster_id: str = "local"
     cluster_secret: str = msgspec.field(default="")
+    cluster_secret_file: str = ""
+    """Where it came from, when it came from a file; looked at again while the node runs."""
+    auth_tokens: tuple[TokenSpec, ...] = ()
+    """Who may use /v1; empty: everybody."""
+    auth_tokens_file: str = ""
     memory_url: str = ""
     partitions: int = 32
     replication_factor: int = 3

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from dss.base.limits import PARTITIONS_MAX
-from dss.topology.peers import ID_EXPECTED, ID_PATTERN, show
+from dss.topology.jsonlist import show
+from dss.topology.peers import ID_EXPECTED, ID_PATTERN
 
 TEST_MODES: Final = ("split-vote", "split-vote-no-backoff")
 """drivers/split_vote.py; with the second one, `POST /v1/raft/backoff` does nothing either."""
@@ -31,7 +32,7 @@ class Variable(msgspec.Struct, frozen=True, kw_only=True):
         name: in the environment; `<name>_FILE` names a file with the value instead.
         scope: `node` (its own for each process), `cluster` (the same on every node) or `stack`
             (for the other services of the compose file).
-        parse: text -> value; raises BadValue. None for peer lists (peers.py).
+        parse: text -> value; raises BadValue. None for JSON lists (peers.py, tokens.py).
         default: as text; None: must be set.
         expected: the range or shape, for messages and documents.
         secret: its value is never printed.
@@ -200,7 +201,17 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         name="CLUSTER_SECRET", field="cluster_secret", scope="cluster", default="", secret=True,
         parse=_pattern(r"[!-~]{16,256}", _SECRET, secret=True), expected=_SECRET,
         example="the output of: openssl rand -hex 32",
-        description="What nodes prove to each other before the first frame.",
+        description="What nodes prove to each other before the first frame. With "
+        "CLUSTER_SECRET_FILE a new secret is taken up while nodes run; the one before it stays "
+        "good until the next restart.",
+    ),
+    Variable(
+        name="AUTH_TOKENS", field="auth_tokens", scope="cluster", default="", secret=True,
+        parse=None, expected="a JSON array of 1 to 100 {name, sha256, role}", example="[{"
+        '"name": "ops", "sha256": "<hex SHA-256 of the token>", "role": "admin"}]',
+        description="Who may use /v1: the bearer tokens, as their SHA-256, with the role admin or "
+        "client. None: everybody may. With AUTH_TOKENS_FILE the file is looked at every 2 s, so "
+        "tokens can be given and taken while nodes run.",
     ),
     Variable(
         name="HEARTBEAT_MS", field="heartbeat_ms", scope="cluster", default="50", example="50",

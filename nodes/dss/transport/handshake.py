@@ -31,6 +31,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     incarnation: str
     boot_id: str
     nonce: bytes
+    secret_id: bytes = b""
+    """Which secret the dialer means, while a new one is being handed out."""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -67,6 +69,19 @@ class Identity(msgspec.Struct, frozen=True):
     incarnation: str
     boot_id: str
     secret: bytes
+    previous_secret: bytes | None = None
+    """Accepted as well: not all nodes get a new secret at the same moment."""
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Those to accept, the current one first."""
+        return (self.secret,) if self.previous_secret is None else (
+            self.secret, self.previous_secret,
+        )  # fmt: skip
+
+    def with_secret(self, secret: bytes) -> Identity:
+        """The same process with a new secret; the current one stays good beside it."""
+        return msgspec.structs.replace(self, secret=secret, previous_secret=self.secret)
 
 
 def decode(data: bytes) -> HandshakeMessage:
@@ -75,6 +90,11 @@ def decode(data: bytes) -> HandshakeMessage:
     except msgspec.MsgspecError as error:
         raise HandshakeRefused(f"not a DSS peer: {error}") from error
     return message
+
+
+def _secret_id(secret: bytes) -> bytes:
+    """Tells two secrets apart and nothing about either."""
+    return hmac.new(secret, b"secret id", "sha256").digest()[:8]
 
 
 def _prove(secret: bytes, label: bytes, *said: bytes) -> bytes:
@@ -100,6 +120,7 @@ class Dialer:
                 me.incarnation,
                 me.boot_id,
                 secrets.token_bytes(NONCE_BYTES),
+                _secret_id(me.secret),
             )
         )
 
@@ -116,10 +137,11 @@ class Dialer:
         if message.node_id != self._to:
             raise HandshakeRefused(f"dialed {self._to}, but {message.node_id[:64]} answered")
         unsigned = _encode(msgspec.structs.replace(message, proof=b""))
-        expected = _prove(self._me.secret, b"accept", self._hello, unsigned)
-        if not hmac.compare_digest(expected, message.proof):
-            raise HandshakeRefused(f"{self._to} does not know this cluster's CLUSTER_SECRET")
-        return message, _encode(Proof(_prove(self._me.secret, b"dial", self._hello, data)))
+        for secret in self._me.secrets:
+            expected = _prove(secret, b"accept", self._hello, unsigned)
+            if hmac.compare_digest(expected, message.proof):
+                return message, _encode(Proof(_prove(secret, b"dial", self._hello, data)))
+        raise HandshakeRefused(f"{self._to} does not know this cluster's CLUSTER_SECRET")
 
 
 class Acceptor:
@@ -128,6 +150,7 @@ class Acceptor:
     def __init__(self, me: Identity, known: frozenset[str]) -> None:
         self._me = me
         self._known = known
+        self._secret = me.secret
         self._heard = b""
         self._said = b""
         self._hello: Hello | None = None
@@ -153,7 +176,10 @@ class Acceptor:
             secrets.token_bytes(NONCE_BYTES),
             b"",
         )
-        proof = _prove(me.secret, b"accept", data, _encode(welcome))
+        self._secret = next(
+            (known for known in me.secrets if _secret_id(known) == message.secret_id), me.secret
+        )
+        proof = _prove(self._secret, b"accept", data, _encode(welcome))
         self._heard = data
         self._said = _encode(msgspec.structs.replace(welcome, proof=proof))
         self._hello = message
@@ -164,7 +190,7 @@ class Acceptor:
         assert self._hello is not None
         if not isinstance(message, Proof):
             raise HandshakeRefused("expected a proof")
-        expected = _prove(self._me.secret, b"dial", self._heard, self._said)
+        expected = _prove(self._secret, b"dial", self._heard, self._said)
         if not hmac.compare_digest(expected, message.proof):
             raise HandshakeRefused("wrong CLUSTER_SECRET")
         return self._hello

@@ -315,6 +315,17 @@ class Links:
             await asyncio.sleep(delay_s * (0.5 + random.random()))  # noqa: S311
             delay_s = min(delay_s * 2, REDIAL_MAX_S)
 
+    def use_secret(self, secret: bytes) -> bool:
+        """Prove this secret in new handshakes; established links and the old secret stay good.
+
+        Returns:
+            Whether it is another one than before.
+        """
+        if secret == self.identity.secret:
+            return False
+        self.identity = self.identity.with_secret(secret)
+        return True
+
     # --- the port ---
 
     def send(self, node_id: str, message: Message) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from aiohttp import WSMsgType, web
 
-from dss.base.errors import Indeterminate, Unavailable
+from dss.base.errors import Forbidden, Indeterminate, Unauthenticated, Unavailable
 from dss.base.limits import STREAM_IN_FLIGHT_MAX
 from dss.client.stream import LockStream
 
@@ -200,3 +200,22 @@ def test_close__fails_what_is_pending() -> None:
                 stream.request("x", 2)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, Unauthenticated), (403, Forbidden)])
+def test_token_refused__said_as_such_and_not_as_an_unreachable_node(
+    status: int, kind: type[Exception]
+) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    async def main() -> None:
+        node = FakeNode(echo)
+        node.handle = refuse  # type: ignore[assignment,method-assign]
+        async with running(node) as url:
+            stream = LockStream([url], token="wrong")
+            with pytest.raises(kind, match="DSS_TOKEN"):
+                await stream.request("get", {})
+            await stream.close()
+
+    asyncio.run(main())

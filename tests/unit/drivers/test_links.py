@@ -55,6 +55,40 @@ def test_stranger_dials__refused_with_the_reason_and_no_link(who, said):
     run(scenario)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_new_secret_at_one_node_after_the_other__links_stay_and_new_ones_are_made(first):
+    """Whichever of the two learns it first; the dialer is b."""
+
+    async def scenario():
+        new = b"n" * 32
+        both = a, b = await connected()
+        assert both[first].use_secret(new)
+        assert not both[first].use_secret(new)
+        assert a.peer("b"), "the link stays"
+        for _ in range(2):  # the second time both have it
+            made = a._up["b"]
+            b._up["a"].close("broken for a test")
+            await until(lambda made=made: a._up.get("b") not in (None, made) and b.peer("a"))
+            both[1 - first].use_secret(new)
+        assert {links.identity.previous_secret for links in both} == {b"s" * 32}
+        await stop(a, b)
+
+    run(scenario)
+
+
+def test_secret_before_the_previous_one__refused():
+    async def scenario():
+        a, b = await pair()
+        await until(lambda: b.peer("a"))
+        a.use_secret(b"n" * 32)
+        a.use_secret(b"m" * 32)
+        b._up["a"].close("broken for a test")
+        await until(lambda: "CLUSTER_SECRET" in b.links()["a"]["reason"])
+        await stop(a, b)
+
+    run(scenario)
+
+
 def test_unknown_node_dials__refused():
     async def scenario():
         nodes = specs("a", "z")

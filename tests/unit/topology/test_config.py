@@ -45,6 +45,11 @@ def one(**changes: object) -> str:
     return json.dumps([{"id": "lock-1", "host": "h", "port": 8000, "peer_port": 9000} | changes])
 
 
+TOKENS_EXAMPLE = (
+    'Example: AUTH_TOKENS=[{"name": "ops", "sha256": "<hex SHA-256 of the token>", '
+    '"role": "admin"}]'
+)
+
 BAD_PEERS = [
     ("", f"RAFT_PEERS is empty: expected {PEERS_SHAPE}."),
     ("   ", f"RAFT_PEERS is empty: expected {PEERS_SHAPE}."),
@@ -279,6 +284,8 @@ BAD_VALUES = [
      '"INFO". Example: LOG_LEVEL=info'),
     ({"LOG_FORMAT": "xml"}, 'LOG_FORMAT: expected one of text, json, found "xml". '
      "Example: LOG_FORMAT=json"),
+    ({"AUTH_TOKENS": "[]"}, "AUTH_TOKENS line 1, column 1: the list is empty, so nobody could "
+     "enter: expected at least one token. " + TOKENS_EXAMPLE),
     ({"ALLOW_TEST_MODE": "yes"}, 'ALLOW_TEST_MODE: expected 0 or 1, found "yes". '
      "Example: ALLOW_TEST_MODE=1"),
     ({"TEST_MODE": "on", "ALLOW_TEST_MODE": "1"}, "TEST_MODE: expected one of split-vote, "
