@@ -16,6 +16,9 @@ GROUP: Final = "dss.io"
 VERSION: Final = "v1alpha1"
 PLURAL: Final = "dssclusters"
 FIELD_MANAGER: Final = "dss-operator"
+CLUSTER_LABEL: Final = "dss.io/cluster"
+TEST_MODE: Final = "dss.io/test-mode"
+RESTARTED_AT: Final = "dss.io/restartedAt"
 
 Object = dict[str, Any]
 """A Kubernetes object as the API has it."""
@@ -28,6 +31,15 @@ def key_of(obj: Object) -> Key:
     return (obj["kind"], obj["metadata"]["name"])
 
 
+def owner_uid(obj: Object) -> str:
+    """The UID of the controller that an object belongs to; empty: of none."""
+    for owner in obj["metadata"].get("ownerReferences") or []:
+        if owner.get("controller"):
+            uid: str = owner.get("uid", "")
+            return uid
+    return ""
+
+
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
     """The DSSCluster as read at the start of a tick."""
 
@@ -37,8 +49,15 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     resource_version: str
     annotations: dict[str, str]
-    spec: DSSCluster
+    spec: DSSCluster | None
+    """None: the resource says something impossible, `fault` says what."""
     status: dict[str, Any]
+    fault: str = ""
+    deleting: bool = False
+
+    @property
+    def paused(self) -> bool:
+        return self.spec is not None and self.spec.paused
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,5 +68,5 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     their fixed names) included."""
     pods: dict[str, Object]
     """By name; the nodes', Redis' and monitoring's."""
-    volumes: dict[str, Object]
-    """PersistentVolumeClaims by name."""
+    missing_kinds: frozenset[str] = frozenset()
+    """Kinds that this API server does not serve (a ServiceMonitor without its operator)."""

@@ -1,0 +1,414 @@
+"""The one task of each cluster: woken by events, never idle for longer than a tick, ended with its
+resource. Here reading, planning, applying, sampling and the status come together.
+
+Whatever fails, the task goes on: the next tick starts from what is there. What must not live here:
+rules of any kind (plan.py, status.py, dss.remediation), kopf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import zlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from dss.base.errors import ConfigProblem
+from dss.remediation import Record
+from dss.topology.kube import ClusterRef, render_objects, render_secrets, secret_names
+from dss_operator.apply import Applier, Outcome
+from dss_operator.events import Event, Recorder
+from dss_operator.kube import CLUSTERS, ApiError, Kube, NotHolder
+from dss_operator.lease import Leadership
+from dss_operator.members import pods_by_member, replicas_of, rolling, volatile_members
+from dss_operator.metrics import Metrics
+from dss_operator.observe import Observer, read_resource
+from dss_operator.plan import Wanted, decoded_secret, plan, settle, supported
+from dss_operator.remedy import Remedy, Target, policy_of
+from dss_operator.sampling import Answered, Nodes, ask_all
+from dss_operator.settings import Settings
+from dss_operator.state import (
+    RESTARTED_AT,
+    TEST_MODE,
+    Key,
+    Observed,
+    Resource,
+    owner_uid,
+)
+from dss_operator.status import Facts, compute, transitions
+
+log = logging.getLogger(__name__)
+
+DEBOUNCE_S: Final = 0.3
+"""Events come in swarms: a StatefulSet changes its status with each of its pods."""
+SPACING_S: Final = 1.0
+"""The shortest time between two ticks of one cluster."""
+STATUS_S: Final = 5.0
+"""The shortest time between two writes of a status, but for what remediation must store."""
+UNFINISHED_S: Final = 2.0
+"""After a tick that changed something: look whether that was all."""
+FAILED_FIRST_S: Final = 1.0
+FAILED_MAX_S: Final = 30.0
+
+
+class Deps(msgspec.Struct, frozen=True, kw_only=True):
+    """What all clusters of a process share."""
+
+    kube: Kube
+    observer: Observer
+    nodes: Nodes
+    leadership: Leadership
+    metrics: Metrics
+    settings: Settings
+    gate: asyncio.Semaphore
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    wall: Callable[[], float]
+    """Unix seconds."""
+    new_secret: Callable[[], str]
+
+
+class Cluster:
+    """One DSSCluster's task and all that a process remembers of it."""
+
+    def __init__(self, deps: Deps, namespace: str, name: str) -> None:
+        self._deps = deps
+        self.namespace = namespace
+        self.name = name
+        self._wake = asyncio.Event()
+        self._uid = ""
+        self._failures = 0
+        self._next_tick = 0.0
+        self._next_sample = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Another resource of this name: nothing of the last one's counts."""
+        deps = self._deps
+        self._applier = Applier(deps.kube, deps.clock)
+        self._recorder = Recorder(deps.kube, deps.settings.pod_id, deps.clock)
+        self._remedy = Remedy(
+            deps.kube, deps.nodes, store=self._store, tell=self._tell, count=self._count
+        )
+        self._secrets: dict[str, dict[str, str]] = {}
+        self._resource: Resource | None = None
+        self._observed: Observed | None = None
+        self._outcome = Outcome()
+        self._wanted = Wanted(objects=())
+        self._answers: dict[str, Answered] = {}
+        self._written: dict[str, Any] = {}
+        self._returned: dict[str, Any] = {}
+        self._written_at = float("-inf")
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    # --- the loop ---
+
+    async def run(self) -> None:
+        """Until the resource is gone."""
+        try:
+            while await self._turn():
+                pass
+        finally:
+            self._deps.metrics.forget(self.namespace, self.name)
+
+    async def _turn(self) -> bool:
+        await self._deps.leadership.wait()
+        clock = self._deps.clock
+        if await self._woken(min(self._next_tick, self._next_sample) - clock()):
+            await asyncio.sleep(DEBOUNCE_S)
+            self._wake.clear()
+            self._next_tick = min(self._next_tick, clock())
+        if clock() >= self._next_tick:
+            async with self._deps.gate:
+                if not await self.tick():
+                    return False
+        if clock() >= self._next_sample:
+            await self.sample()
+            self._next_sample = clock() + self._deps.settings.sample_s
+        return True
+
+    async def _woken(self, timeout_s: float) -> bool:
+        if timeout_s <= 0:
+            return self._wake.is_set()
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def tick(self) -> bool:
+        """One look, whatever comes of it; False: the resource is gone."""
+        deps, began = self._deps, self._deps.clock()
+        result = "ok"
+        try:
+            alive = await self._reconcile()
+        except NotHolder:
+            alive, result = True, "not-holder"
+        except ApiError as error:
+            alive, result = True, "api-error"
+            log.warning("%s/%s: %s", self.namespace, self.name, error)
+        except Exception:
+            alive, result = True, "defect"
+            log.exception("%s/%s: a tick failed", self.namespace, self.name)
+        self._failures = 0 if result == "ok" else self._failures + 1
+        deps.metrics.ticks.labels(result).inc()
+        deps.metrics.tick_seconds.observe(deps.clock() - began)
+        self._next_tick = self._tick_after()
+        return alive
+
+    def _tick_after(self) -> float:
+        now = self._deps.clock()
+        if self._failures:
+            wait_s = min(FAILED_FIRST_S * 2.0 ** (self._failures - 1), FAILED_MAX_S)
+            return now + wait_s * random.uniform(0.75, 1.25)  # noqa: S311
+        if self._outcome.unfinished:
+            return now + UNFINISHED_S
+        # Clusters of one namespace tick together and share their LISTs, namespaces apart.
+        every = self._deps.settings.tick_s
+        phase = every * (zlib.crc32(self.namespace.encode()) % 997) / 997
+        at = ((now - phase) // every + 1) * every + phase
+        return max(at, now + SPACING_S)
+
+    # --- one look ---
+
+    async def _reconcile(self) -> bool:
+        deps = self._deps
+        resource = await read_resource(deps.kube, self.namespace, self.name)
+        if resource is None:
+            return False
+        if resource.uid != self._uid:
+            self._uid = resource.uid
+            self._forget()
+            self._remedy.load(resource.status)
+        self._resource = resource
+        if resource.deleting:
+            return True
+        self._observed = observed = await deps.observer.observe(self.namespace, self.name)
+        self._remember_secrets(observed)
+        self._outcome = Outcome()
+        if resource.spec is not None and not resource.paused:
+            await self._make_true(resource, observed)
+        await self._write_status(resource)
+        return True
+
+    async def _make_true(self, resource: Resource, observed: Observed) -> None:
+        try:
+            self._wanted, fresh = self._render(resource, observed)
+        except ConfigProblem as problem:
+            # The counts that are kept may not fit the rest of a changed spec.
+            self._resource = msgspec.structs.replace(resource, fault=str(problem))
+            return
+        actions = plan(self._wanted.objects, observed, resource.uid)
+        self._outcome = await self._applier.carry_out(actions, self.namespace, resource.uid)
+        done = self._outcome.done
+        for action in done:
+            self._deps.metrics.actions.labels(action.verb, action.kind).inc()
+        created = {(a.kind, a.name) for a in done if a.verb == "create"}
+        await self._tell(_told(actions, done, resource, fresh & created))
+
+    def _render(self, resource: Resource, observed: Observed) -> tuple[Wanted, set[Key]]:
+        """What is wanted, and the Secrets that get new values though the cluster had some."""
+        assert resource.spec is not None
+        spec, refused = supported(resource.spec, observed, self.name)
+        allowed = self._deps.settings.allow_test_mode
+        ref = ClusterRef(
+            name=self.name,
+            namespace=self.namespace,
+            uid=resource.uid,
+            operator_namespace=self._deps.settings.pod_namespace,
+            test_mode=resource.annotations.get(TEST_MODE, "") if allowed else "",
+            restarted_at=resource.annotations.get(RESTARTED_AT, ""),
+        )
+        secrets = render_secrets(spec, ref, self._secrets, self._deps.new_secret)
+        wanted = settle([*secrets, *render_objects(spec, ref)], observed)
+        formed = ("StatefulSet", f"{self.name}-lock") in observed.owned
+        fresh = {
+            ("Secret", secret["metadata"]["name"])
+            for secret in secrets
+            if formed and secret["metadata"]["name"] not in self._secrets
+        }
+        unsupported = (*refused, *wanted.unsupported)
+        return msgspec.structs.replace(wanted, unsupported=unsupported), fresh
+
+    def _remember_secrets(self, observed: Observed) -> None:
+        """Values once seen are kept for as long as this process lives: a Secret that is deleted or
+        spoilt comes back as it was, and no node loses its peers."""
+        for name in secret_names(self.name):
+            live = observed.owned.get(("Secret", name))
+            if live is not None and owner_uid(live) in ("", self._uid):
+                values = decoded_secret(live)
+                self._secrets[name] = values | self._secrets.get(name, {})
+
+    # --- the nodes ---
+
+    async def sample(self) -> None:
+        """Asks the members, lets remediation act, and writes the status if it says more now."""
+        resource, observed = self._resource, self._observed
+        if resource is None or observed is None or resource.deleting:
+            return
+        try:
+            await self._ask(observed)
+            if resource.spec is not None:
+                busy = self._busy(resource, observed)
+                policy = policy_of(resource.spec)
+                await self._remedy.act(policy, busy, self._deps.wall(), self._target)
+            await self._write_status(resource)
+        except NotHolder:
+            return
+        except ApiError as error:
+            log.warning("%s/%s: %s", self.namespace, self.name, error)
+            self._next_tick = min(self._next_tick, self._tick_after())
+        except Exception:
+            log.exception("%s/%s: sampling failed", self.namespace, self.name)
+
+    async def _ask(self, observed: Observed) -> None:
+        pods = pods_by_member(observed)
+        asked = {}
+        at_ms = round(self._deps.clock() * 1_000)
+        for role in ("lock", "queue"):
+            replicas = replicas_of(observed, f"{self.name}-{role}")
+            members = [f"{role}-{ordinal}" for ordinal in range(1, replicas + 1)]
+            if any((pods.get(m, {}).get("status") or {}).get("podIP") for m in members):
+                for answer in await ask_all(self._deps.nodes, pods, members, self._token, at_ms):
+                    asked[answer.member] = answer
+        self._answers = asked
+        locks = {member: each for member, each in asked.items() if member.startswith("lock-")}
+        if locks and self._resource is not None:
+            now_ms = round(self._deps.clock() * 1_000)
+            policy = policy_of(self._resource.spec)
+            self._remedy.observe(locks, policy, now_ms, volatile_members(observed))
+        stuck = any(found.state == "ElectionStuck" for found in self._remedy.diagnoses)
+        self._deps.metrics.stuck.labels(self.namespace, self.name).set(stuck)
+
+    @property
+    def _token(self) -> str:
+        return self._secrets.get(f"{self.name}-tokens", {}).get("operator", "")
+
+    def _busy(self, resource: Resource, observed: Observed) -> str:
+        """Why no member may be touched now."""
+        if resource.paused:
+            return "spec.paused is true"
+        if self._outcome.unfinished or self._failures:
+            return "the last reconciliation is not finished"
+        if rolling(observed, f"{self.name}-lock"):
+            return "the lock nodes are being rolled out"
+        ending = [
+            member
+            for member, pod in pods_by_member(observed).items()
+            if member.startswith("lock-") and pod["metadata"].get("deletionTimestamp")
+        ]
+        return f"{', '.join(ending)} is ending" if ending else ""
+
+    def _target(self, member: str) -> Target | None:
+        answer = self._answers.get(member)
+        pod = pods_by_member(self._observed).get(member) if self._observed else None
+        address = ((pod or {}).get("status") or {}).get("podIP")
+        if answer is None or not answer.pod_uid or not address:
+            return None
+        return Target(
+            namespace=self.namespace,
+            pod=answer.pod,
+            pod_uid=answer.pod_uid,
+            address=address,
+            token=self._token,
+        )
+
+    # --- status and events ---
+
+    async def _store(self, record: Record) -> None:
+        """Remediation's row, before it acts: written at once, or nothing is done."""
+        if self._resource is None:
+            raise ApiError(0, "NoResource", "the resource was not read yet")
+        await self._write_status(self._resource, at_once=True)
+
+    async def _write_status(self, resource: Resource, *, at_once: bool = False) -> None:
+        """If it says something else than the last one, at most once in STATUS_S."""
+        status = self._compute(resource)
+        self._deps.metrics.ready.labels(self.namespace, self.name).set(_is_ready(status))
+        if status == resource.status:
+            return
+        if status == self._written and resource.status == self._returned:
+            return  # the schema keeps less than what was written: writing again changes nothing
+        now = self._deps.clock()
+        if not at_once and now < self._written_at + STATUS_S:
+            self._next_tick = min(self._next_tick, self._written_at + STATUS_S)
+            return
+        body = {
+            "apiVersion": CLUSTERS.api_version,
+            "kind": CLUSTERS.kind,
+            "metadata": {"name": self.name, "namespace": self.namespace, "uid": resource.uid},
+            "status": status,
+        }
+        returned = await self._deps.kube.apply_status(body)
+        self._written, self._written_at = status, now
+        self._returned = returned.get("status") or {}
+        self._resource = msgspec.structs.replace(resource, status=self._returned)
+        await self._recorder.tell(resource, transitions(resource.status, status))
+
+    def _compute(self, resource: Resource) -> dict[str, Any]:
+        assert self._observed is not None
+        wanted_mode = resource.annotations.get(TEST_MODE, "")
+        allowed = self._deps.settings.allow_test_mode
+        facts = Facts(
+            resource=self._resource or resource,
+            observed=self._observed,
+            answers=self._answers,
+            diagnoses=self._remedy.diagnoses,
+            record=self._remedy.record,
+            policy=policy_of(resource.spec),
+            outcome=self._outcome,
+            unsupported=self._wanted.unsupported,
+            test_mode=wanted_mode if allowed else "",
+            test_mode_refused=bool(wanted_mode) and not allowed,
+            record_fault=self._remedy.fault,
+        )
+        now = datetime.fromtimestamp(self._deps.wall(), UTC)
+        return compute(facts, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+    async def _tell(self, events: list[Event]) -> None:
+        if self._resource is not None and events:
+            await self._recorder.tell(self._resource, events)
+
+    def _count(self, action: str, reason: str) -> None:
+        labels = (self.namespace, self.name, action, reason)
+        self._deps.metrics.decisions.labels(*labels).inc()
+
+
+def _is_ready(status: Mapping[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in status["conditions"])
+
+
+def _told(actions: list[Any], done: list[Any], resource: Resource, fresh: set[Key]) -> list[Event]:
+    """Events of what was done: creations and removals in one each, repairs one by one."""
+    events = []
+    made = [f"{a.kind} {a.name}" for a in done if a.verb == "create"]
+    if len(made) > 3:
+        events.append(Event("Normal", "Created", f"created {len(made)} objects"))
+    elif made:
+        events.append(Event("Normal", "Created", f"created {', '.join(made)}"))
+    for action in done:
+        what = f"{action.kind} {action.name}"
+        if action.verb in ("apply", "strip"):
+            events.append(Event("Normal", "Repaired", f"{what}: put back {action.why}"))
+        elif action.verb == "recreate":
+            events.append(Event("Normal", "Recreated", f"{what}: {action.why} cannot be changed"))
+    pruned = [f"{a.kind} {a.name}" for a in done if a.verb == "prune"]
+    if pruned:
+        text = ", ".join(pruned[:5]) + (f" and {len(pruned) - 5} more" if len(pruned) > 5 else "")
+        events.append(Event("Normal", "Pruned", f"removed {text}: no longer wanted"))
+    for _, name in sorted(fresh):
+        events.append(
+            Event(
+                "Warning", "SecretReplaced",
+                f"Secret {name} was lost while no operator ran: it has new values. Clients need "
+                "the new tokens, and pods keep the old values until they are restarted "
+                "(annotation dss.io/restartedAt)",
+            )
+        )  # fmt: skip
+    return events

@@ -1,0 +1,94 @@
+"""kopf: two watches whose events wake the clusters' tasks, and nothing else.
+
+No daemon, no timer, no create/update handler: those bring finalizers and annotations. Run with
+`python -m dss_operator`, or `kopf run -m dss_operator.handlers`. What must not live here: any work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Final
+
+import kopf
+
+from dss_operator.kube import connect
+from dss_operator.runtime import Runtime
+from dss_operator.settings import load_settings
+from dss_operator.state import CLUSTER_LABEL, GROUP, PLURAL, VERSION
+
+WATCH_S: Final = 300
+"""A watch is renewed after this time: a connection that died silently is noticed."""
+RETRY_S_MAX: Final = 10.0
+
+
+class Patience:
+    """1, 2, 4, … seconds between attempts, for ever: an API server that is away for an hour must
+    not end the operator."""
+
+    def __iter__(self) -> Iterator[float]:
+        wait_s = 1.0
+        while True:
+            yield wait_s
+            wait_s = min(wait_s * 2, RETRY_S_MAX)
+
+
+class _Process:
+    runtime: Runtime | None = None
+
+
+@kopf.on.startup()
+async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
+    settings.posting.enabled = False  # kopf's own Events
+    settings.scanning.disabled = True  # no watch of CRDs and namespaces: no such rights
+    settings.watching.server_timeout = WATCH_S
+    settings.watching.client_timeout = WATCH_S + 60
+    settings.networking.error_backoffs = Patience()
+    own = load_settings(os.environ)
+    _Process.runtime = Runtime(own, await connect())
+    _Process.runtime.start()
+
+
+@kopf.on.cleanup()
+async def stop(**_: Any) -> None:
+    if _Process.runtime is not None:
+        await _Process.runtime.close()
+        _Process.runtime = None
+
+
+@kopf.on.login()
+def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """By the pod's token or $KUBECONFIG; not by the `kubernetes` package, whose synchronous half
+    would double the process's memory."""
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+_seen: dict[str, tuple[Any, ...]] = {}
+"""uid -> what of a DSSCluster wakes its task; a change of its status does not."""
+
+
+@kopf.on.event(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]
+async def cluster_changed(
+    event: dict[str, Any], meta: dict[str, Any], namespace: str | None, name: str | None, **_: Any
+) -> None:
+    if _Process.runtime is None or namespace is None or name is None:
+        return
+    uid = meta.get("uid", "")
+    if event["type"] == "DELETED":
+        _seen.pop(uid, None)
+    else:
+        now = (
+            meta.get("generation"), dict(meta.get("annotations") or {}),
+            meta.get("deletionTimestamp"),
+        )  # fmt: skip
+        if _seen.get(uid) == now:
+            return
+        _seen[uid] = now
+    _Process.runtime.wake(namespace, name)
+
+
+@kopf.on.event("apps", "v1", "statefulsets", labels={CLUSTER_LABEL: kopf.PRESENT})  # type: ignore[arg-type]
+async def set_changed(labels: dict[str, str], namespace: str | None, **_: Any) -> None:
+    """A StatefulSet tells of its pods, too: readiness, deletion, rollout."""
+    if _Process.runtime is not None and namespace is not None:
+        _Process.runtime.wake(namespace, labels[CLUSTER_LABEL], known_only=True)

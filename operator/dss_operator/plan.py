@@ -1,0 +1,234 @@
+"""From what is wanted and what is there to what is to be done. Pure and level-based: the same pair
+always gives the same actions, and none when nothing differs.
+
+What must not live here: I/O, how objects look (dss.topology.kube), what a difference is
+(compare.py).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from dss.topology.model import ROLES, DSSCluster
+from dss_operator.compare import Difference, differences, removal_patch
+from dss_operator.state import Object, Observed, key_of, owner_uid
+
+Verb = Literal["create", "apply", "strip", "recreate", "prune", "wait"]
+
+FOUNDED_IMAGES: Final = "dss.io/founded-images"
+"""On a StatefulSet: the images it was made with, `container=image,…`. While upgrades are not
+supported these hold, whatever `spec.image` says later and whoever edits the StatefulSet."""
+FOUNDED_REPLICAS: Final = "dss.io/founded-replicas"
+
+SETTLED_FIELDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+    "StatefulSet": (
+        ("spec", "selector"), ("spec", "serviceName"), ("spec", "podManagementPolicy"),
+        ("spec", "volumeClaimTemplates"),
+    ),
+    "Service": (("spec", "clusterIP"),),
+    "Secret": (("type",),),
+}  # fmt: skip
+"""What the API server never changes in a live object: it has to be made anew."""
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """One write, or the reason why one has to wait."""
+
+    verb: Verb
+    kind: str
+    name: str
+    obj: Object = {}
+    """What to apply (create, apply) or the merge patch (strip)."""
+    uid: str = ""
+    """Of the live object, for recreate and prune."""
+    why: str = ""
+    """The fields that differ, or what is waited for."""
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """The objects that a resource asks for, as far as it may be followed."""
+
+    objects: tuple[Object, ...]
+    unsupported: tuple[str, ...] = ()
+    """What was asked for and is left as it is: a sentence each, with what to put back."""
+
+
+def supported(spec: DSSCluster, observed: Observed, cluster: str) -> tuple[DSSCluster, list[str]]:
+    """The spec with the replica counts that the cluster was made with, and what that left out."""
+    refused = []
+    for role in ROLES:
+        live = observed.owned.get(("StatefulSet", f"{cluster}-{role}"))
+        if live is None:
+            continue
+        founded = _founded_replicas(live)
+        asked = spec.replicas(role)
+        if asked != founded:
+            refused.append(
+                f"spec.{role}.replicas: changing {founded} to {asked} is not supported yet; "
+                f"put {founded} back"
+            )
+            part = msgspec.structs.replace(getattr(spec, role), replicas=founded)
+            spec = msgspec.structs.replace(spec, **{role: part})
+    return spec, refused
+
+
+def settle(rendered: Iterable[Object], observed: Observed) -> Wanted:
+    """The rendered objects with the images and volume claims that live StatefulSets were made with,
+    marked with these; Secrets in the form in which the API keeps them."""
+    objects = []
+    refused: list[str] = []
+    for obj in rendered:
+        if obj["kind"] == "StatefulSet":
+            live = observed.owned.get(key_of(obj))
+            obj = _settled_set(obj, live, refused)
+        elif obj["kind"] == "Secret":
+            obj = encoded_secret(obj)
+        objects.append(obj)
+    return Wanted(objects=tuple(objects), unsupported=tuple(dict.fromkeys(refused)))
+
+
+def encoded_secret(obj: Object) -> Object:
+    """With `data` alone: `stringData` is never in a live object, so it cannot be compared."""
+    data = dict(obj.get("data") or {})
+    for key, text in (obj.get("stringData") or {}).items():
+        data[key] = base64.b64encode(text.encode()).decode()
+    return {key: value for key, value in obj.items() if key != "stringData"} | {"data": data}
+
+
+def decoded_secret(obj: Object) -> dict[str, str]:
+    """The values of a live Secret; what is no text is left out (the operator makes only text)."""
+    values = {}
+    for key, text in (obj.get("data") or {}).items():
+        try:
+            values[key] = base64.b64decode(text, validate=True).decode()
+        except ValueError:
+            continue
+    return values
+
+
+def plan(wanted: Sequence[Object], observed: Observed, uid: str) -> list[Action]:
+    """Actions in the order of `wanted`, then prunes. `uid` is the DSSCluster's."""
+    actions = []
+    for obj in wanted:
+        action = _plan_object(obj, observed, uid)
+        if action is not None:
+            actions.append(action)
+    kept = {key_of(obj) for obj in wanted}
+    for key in sorted(observed.owned.keys() - kept):
+        live = observed.owned[key]
+        if owner_uid(live) == uid and not _ending(live):
+            kind, name = key
+            actions.append(Action(verb="prune", kind=kind, name=name, uid=live["metadata"]["uid"]))
+    return actions
+
+
+def _plan_object(obj: Object, observed: Observed, uid: str) -> Action | None:
+    kind, name = key = key_of(obj)
+    live = observed.owned.get(key)
+    if kind in observed.missing_kinds:
+        why = f"the API server serves no {kind}"
+        return Action(verb="wait", kind=kind, name=name, why=why)
+    if live is None:
+        return Action(verb="create", kind=kind, name=name, obj=obj)
+    if owner_uid(live) not in ("", uid):
+        why = "the last cluster of this name is still being removed"
+        return Action(verb="wait", kind=kind, name=name, why=why)
+    if _ending(live):
+        return Action(verb="wait", kind=kind, name=name, why="it is being deleted")
+    found = differences(obj, live)
+    if not found:
+        return None
+    settled = [difference for difference in found if _needs_a_new_one(kind, difference, live)]
+    if settled:
+        why = _fields(settled)
+        return Action(verb="recreate", kind=kind, name=name, uid=live["metadata"]["uid"], why=why)
+    missing = [difference for difference in found if not difference.extra]
+    if missing:
+        return Action(verb="apply", kind=kind, name=name, obj=obj, why=_fields(missing))
+    patch = removal_patch(obj, found)
+    version = {"resourceVersion": live["metadata"]["resourceVersion"]}
+    patch["metadata"] = patch.get("metadata", {}) | version
+    return Action(verb="strip", kind=kind, name=name, obj=patch, why=_fields(found))
+
+
+def _ending(live: Object) -> bool:
+    return bool(live["metadata"].get("deletionTimestamp"))
+
+
+def _needs_a_new_one(kind: str, difference: Difference, live: Object) -> bool:
+    if live.get("immutable") and difference.path[0] in ("data", "binaryData", "immutable"):
+        return True
+    settled = SETTLED_FIELDS.get(kind, ())
+    return any(difference.path[: len(field)] == field for field in settled)
+
+
+def _fields(found: Sequence[Difference]) -> str:
+    """At most five, for Events and logs."""
+    names = [str(difference) for difference in found[:5]]
+    return ", ".join(names) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+# --- what a StatefulSet was made with ---
+
+
+def _containers(obj: Object) -> list[dict[str, Any]]:
+    pod = obj["spec"]["template"]["spec"]
+    return [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]
+
+
+def _founded_replicas(live: Object) -> int:
+    noted = (live["metadata"].get("annotations") or {}).get(FOUNDED_REPLICAS, "")
+    if noted.isdigit():
+        return int(noted)
+    replicas: int = live["spec"].get("replicas", 1)
+    return replicas
+
+
+def _founded_images(live: Object) -> dict[str, str]:
+    noted = (live["metadata"].get("annotations") or {}).get(FOUNDED_IMAGES, "")
+    pairs = [pair.partition("=") for pair in noted.split(",") if "=" in pair]
+    if pairs:
+        return {name: image for name, _, image in pairs}
+    return {container["name"]: container["image"] for container in _containers(live)}
+
+
+def _settled_set(rendered: Object, live: Object | None, refused: list[str]) -> Object:
+    """A copy of a rendered StatefulSet with its marks, and with what must stay as it was."""
+    obj: Object = msgspec.json.decode(msgspec.json.encode(rendered))
+    name = obj["metadata"]["name"]
+    images = {container["name"]: container["image"] for container in _containers(obj)}
+    if live is not None:
+        founded = _founded_images(live)
+        for container in _containers(obj):
+            asked = container["image"]
+            image = founded.get(container["name"], asked)
+            if image != asked:
+                refused.append(
+                    f"image of {name}: changing {image} to {asked} is not supported yet; "
+                    f"put {image} back"
+                )
+                container["image"] = images[container["name"]] = image
+        _keep_claims(obj, live, refused)
+    marks = obj["metadata"].setdefault("annotations", {})
+    marks[FOUNDED_IMAGES] = ",".join(f"{key}={image}" for key, image in images.items())
+    replicas = obj["spec"].get("replicas", 1)
+    marks[FOUNDED_REPLICAS] = str(replicas)
+    return obj
+
+
+def _keep_claims(obj: Object, live: Object, refused: list[str]) -> None:
+    """Volume claims stay as they were made: growing them is a later issue's matter."""
+    asked = obj["spec"].get("volumeClaimTemplates") or []
+    there = live["spec"].get("volumeClaimTemplates") or []
+    found = differences({"items": asked}, {"items": there})
+    if found:
+        name = obj["metadata"]["name"]
+        refused.append(
+            f"volume claims of {name}: changing {_fields(found)} is not supported yet; "
+            "put the old value back"
+        )
+        obj["spec"]["volumeClaimTemplates"] = there
