@@ -50,7 +50,10 @@ def free_base_port() -> int:
 
 def environment() -> dict[str, str]:
     """This process's environment without any setting of DSS."""
-    mine = ("DSS_", "RAFT_", "QUEUE_", "CACHE_", "NODE_", "CLUSTER_", "DATA_", "MEMORY_", "MAKE")
+    mine = (
+        "ALLOW_", "AUTH_", "CACHE_", "CLUSTER_", "DATA_", "DSS_", "MAKE", "MEMORY_", "NODE_",
+        "QUEUE_", "RAFT_", "TEST_",
+    )  # fmt: skip
     return {name: value for name, value in os.environ.items() if not name.startswith(mine)}
 
 
@@ -110,8 +113,14 @@ def until(look: Callable[[], T | None], what: str, timeout_s: float = 30) -> T:
 class Cluster:
     """One `dss up`. `stop()` is safe to call at any time; nothing outlives it."""
 
-    def __init__(self, data_dir: Path, counts: tuple[int, int, int] = (3, 3, 2)) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        counts: tuple[int, int, int] = (3, 3, 2),
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir
+        self.env = env or {}
         self.counts = dict(zip(ROLE_OFFSET, counts, strict=True))
         self.base_port = free_base_port()
         self.lines: list[str] = []
@@ -123,7 +132,8 @@ class Cluster:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dss.cli.main", "up", *counts,
              "--base-port", str(self.base_port), "--data-dir", str(self.data_dir)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**environment(), **self.env},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._collect, args=(self.process,), daemon=True)
         self._reader.start()
