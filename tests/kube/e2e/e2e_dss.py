@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 import threading
 import time
 import urllib.error
@@ -16,7 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from e2e_faults import ingress_url
-from e2e_kubectl import Kubectl, KubectlFailed, Object, PortForward, condition, pod_ready, until
+from e2e_kubectl import (
+    Kubectl,
+    KubectlFailed,
+    Object,
+    PortForward,
+    condition,
+    pod_ready,
+    say,
+    until,
+)
 
 ROLES: Final = ("lock", "queue", "cache")
 LABEL: Final = "dss.io/cluster"
@@ -255,12 +265,16 @@ class Ledger:
     """Locks held and messages acknowledged: all of it must be there, whatever happens."""
 
     cluster: Cluster
-    queue: str
+    name: str
     locks: dict[str, int] = field(default_factory=dict)
     """Name -> token."""
     sent: set[str] = field(default_factory=set)
     """Ids of acknowledged messages."""
     session: str = ""
+
+    def __post_init__(self) -> None:
+        self.queue = f"{self.name}-{secrets.token_hex(3)}"
+        """Of this run alone: a suite may be repeated on a cluster that was kept."""
 
     def write(self, locks: int, messages: int) -> None:
         api = self.cluster.api
@@ -310,6 +324,7 @@ class Ledger:
         while missing and time.monotonic() < end:
             missing -= self._receive()
         assert not missing, f"{len(missing)} of {len(self.sent)} acknowledged messages are lost"
+        say(f"{len(self.locks)} locks and {len(self.sent)} messages are all there")
 
     def _receive(self) -> set[str]:
         """A batch received and acknowledged; its ids."""
@@ -376,10 +391,10 @@ class Traffic:
             for role, ok in (("queue", self._ledger.send(number)),
                              ("lock", self._ledger.keep_alive())):  # fmt: skip
                 now = time.monotonic()
+                self.longest_gap_s[role] = max(self.longest_gap_s[role], now - last[role])
                 if ok:
                     self.good[role] += 1
                     last[role] = now
-                self.longest_gap_s[role] = max(self.longest_gap_s[role], now - last[role])
 
     @property
     def line(self) -> str:
