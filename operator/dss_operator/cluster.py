@@ -112,7 +112,8 @@ class Cluster:
     async def run(self) -> None:
         """Until the resource is gone."""
         try:
-            while await self._turn():
+            # A wake that came while it was found gone may tell of its successor.
+            while await self._turn() or self._wake.is_set():
                 pass
         finally:
             self._deps.metrics.forget(self.namespace, self.name)
@@ -194,7 +195,9 @@ class Cluster:
         self._outcome = Outcome()
         if resource.spec is not None and not resource.paused:
             await self._make_true(resource, observed)
-        await self._write_status(resource)
+        if not self._answers:  # a new process: say nothing about members before they were asked
+            await self._ask(observed)
+        await self._write_status()
         return True
 
     async def _make_true(self, resource: Resource, observed: Observed) -> None:
@@ -258,7 +261,7 @@ class Cluster:
                 busy = self._busy(resource, observed)
                 policy = policy_of(resource.spec)
                 await self._remedy.act(policy, busy, self._deps.wall(), self._target)
-            await self._write_status(resource)
+            await self._write_status()
         except NotHolder:
             return
         except ApiError as error:
@@ -323,12 +326,12 @@ class Cluster:
 
     async def _store(self, record: Record) -> None:
         """Remediation's row, before it acts: written at once, or nothing is done."""
-        if self._resource is None:
-            raise ApiError(0, "NoResource", "the resource was not read yet")
-        await self._write_status(self._resource, at_once=True)
+        await self._write_status(at_once=True)
 
-    async def _write_status(self, resource: Resource, *, at_once: bool = False) -> None:
+    async def _write_status(self, *, at_once: bool = False) -> None:
         """If it says something else than the last one, at most once in STATUS_S."""
+        resource = self._resource
+        assert resource is not None
         status = self._compute(resource)
         self._deps.metrics.ready.labels(self.namespace, self.name).set(_is_ready(status))
         if status == resource.status:
@@ -356,7 +359,7 @@ class Cluster:
         wanted_mode = resource.annotations.get(TEST_MODE, "")
         allowed = self._deps.settings.allow_test_mode
         facts = Facts(
-            resource=self._resource or resource,
+            resource=resource,
             observed=self._observed,
             answers=self._answers,
             diagnoses=self._remedy.diagnoses,

@@ -6,6 +6,7 @@ No daemon, no timer, no create/update handler: those bring finalizers and annota
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any, Final
@@ -39,6 +40,7 @@ class _Process:
 
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event
     settings.posting.enabled = False  # kopf's own Events
     settings.scanning.disabled = True  # no watch of CRDs and namespaces: no such rights
     settings.watching.server_timeout = WATCH_S

@@ -14,7 +14,7 @@ from dss.base.ids import LOCK_GROUP
 from dss.remediation import Diagnosis
 from dss.topology.model import ROLES
 from dss_operator.sampling import Answered, member_of
-from dss_operator.state import Object, Observed
+from dss_operator.state import Object, Observed, Resource
 
 LAG_MAX: Final = 1_000
 """Log entries that a member may be behind the highest commit index and still count as caught up:
@@ -74,15 +74,13 @@ def set_ready(observed: Observed, name: str) -> bool:
 
 
 def rolling(observed: Observed, name: str) -> bool:
-    """Whether a StatefulSet's pods are being made, replaced or renewed by its controller."""
+    """Whether its controller makes or renews a StatefulSet; a lost pod is no rollout."""
     live = observed.owned.get(("StatefulSet", name))
     if live is None:
         return True
     status = live.get("status") or {}
-    replicas = int(live["spec"].get("replicas", 1))
     return bool(
         status.get("observedGeneration", 0) < live["metadata"].get("generation", 0)
-        or status.get("updatedReplicas", 0) < replicas
         or status.get("currentRevision") != status.get("updateRevision")
     )
 
@@ -98,16 +96,19 @@ def volatile_members(observed: Observed) -> frozenset[str]:
 
 
 def view_roles(
-    cluster: str,
+    resource: Resource,
     observed: Observed,
     answers: Mapping[str, Answered],
     leader: str,
 ) -> dict[str, RoleView]:
     """Every role's view; `leader` is the lock group's, empty when there is none."""
+    cluster = resource.name
     pods = pods_by_member(observed)
     views = {}
     for role in ROLES:
         replicas = replicas_of(observed, f"{cluster}-{role}")
+        if not replicas and resource.spec is not None:
+            replicas = resource.spec.replicas(role)
         ids = [f"{role}-{ordinal}" for ordinal in range(1, replicas + 1)]
         lags, under = _replication(ids, answers)
         members = tuple(

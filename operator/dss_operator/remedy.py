@@ -142,6 +142,8 @@ class Remedy:
         """
         if self.fault:
             return Action(kind="none", reason="Unreadable", message=self.fault)
+        if not self.diagnoses:
+            return Action(kind="none", reason="Unseen", message="no member was asked yet")
         action = decide(self.diagnoses, policy, self.record.history, busy, now)
         if action.kind == "none":
             self._note_idle(action)

@@ -72,14 +72,15 @@ def compute(facts: Facts, now: str) -> dict[str, Any]:
     """The whole status; `now` (RFC 3339) becomes the time of what changed."""
     resource = facts.resource
     leader, term = leader_of(LOCK_GROUP, facts.diagnoses, facts.answers)
-    roles = view_roles(resource.name, facts.observed, facts.answers, leader)
+    roles = view_roles(resource, facts.observed, facts.answers, leader)
     verdicts = {
         "Ready": _ready(facts, roles),
-        "Progressing": _progressing(facts),
-        "Degraded": _degraded(facts, roles),
-        "ElectionStuck": _election_stuck(facts),
+        "Progressing": (progressing := _progressing(facts)),
+        "Degraded": _degraded(facts, roles, moving=progressing.status == "True"),
         "MonitoringReady": _monitoring(facts),
     }
+    forming = verdicts["Ready"].reason == "Forming"
+    verdicts["ElectionStuck"] = _election_stuck(facts, forming)
     status: dict[str, Any] = {
         "observedGeneration": resource.generation,
         "conditions": _conditions(resource, verdicts, now),
@@ -147,10 +148,7 @@ def _ready(facts: Facts, roles: Mapping[str, RoleView]) -> Verdict:
     )
     if problem is None:
         return Verdict("True", "Serving", f"locks, queues and cache are served ({counts})")
-    if problem.status == "False" and _was(facts.resource, "Ready") is None:
-        message = f"the cluster is being made: {problem.message} ({counts})"
-        return Verdict("False", "Forming", message)
-    if _first_time(facts.resource, "Ready", "Forming") and problem.status == "False":
+    if not _ever_ready(facts.resource):
         message = f"the cluster is being made: {problem.message} ({counts})"
         return Verdict("False", "Forming", message)
     return msgspec.structs.replace(problem, message=f"{problem.message} ({counts})")
@@ -228,7 +226,7 @@ def _sets(facts: Facts) -> list[str]:
 # --- Degraded ---
 
 
-def _degraded(facts: Facts, roles: Mapping[str, RoleView]) -> Verdict:
+def _degraded(facts: Facts, roles: Mapping[str, RoleView], *, moving: bool) -> Verdict:
     outcome = facts.outcome
     if facts.record_fault:
         return Verdict("True", "RemediationUnreadable", facts.record_fault)
@@ -243,8 +241,10 @@ def _degraded(facts: Facts, roles: Mapping[str, RoleView]) -> Verdict:
     if facts.test_mode_refused:
         message = "annotation dss.io/test-mode ignored: the operator runs without ALLOW_TEST_MODE=1"
         return Verdict("True", "TestModeRefused", message)
+    if moving:
+        return Verdict("False", "RollingOut", "members come and go as planned")
     missing = [member for view in roles.values() for member in view.missing]
-    if missing and (_is(facts.resource, "Ready", "True") or _ever_ready(facts.resource)):
+    if missing and _ever_ready(facts.resource):
         return Verdict("True", "MembersNotReady", f"not ready: {_some(missing)}")
     behind = [
         member["id"]
@@ -260,10 +260,14 @@ def _degraded(facts: Facts, roles: Mapping[str, RoleView]) -> Verdict:
 # --- ElectionStuck ---
 
 
-def _election_stuck(facts: Facts) -> Verdict:
+def _election_stuck(facts: Facts, forming: bool) -> Verdict:
     """The worst group's; the message of an unchanged reason stays, for it names durations."""
+    if facts.resource.spec is None:
+        return Verdict("Unknown", "InvalidSpec", "nobody looks while the resource is invalid")
     if facts.policy.mode == "Off":
         return Verdict("Unknown", "Off", "spec.remediation.mode is Off: nobody looks")
+    if forming and not any(found.state == "ElectionStuck" for found in facts.diagnoses):
+        return Verdict("Unknown", "Forming", "the cluster is being made")
     for state in ("ElectionStuck", "Uncertain", "Electing"):
         for found in facts.diagnoses:
             if found.state == state:
@@ -273,6 +277,9 @@ def _election_stuck(facts: Facts) -> Verdict:
                 message = f"group {found.group_id}: {found.message}"
                 return _kept(facts.resource, Verdict(status, found.reason, message))
     if not facts.diagnoses:
+        was = _was(facts.resource, "ElectionStuck")
+        if was:  # an operator that has just started: the last one's word holds for a moment
+            return Verdict(was["status"], was["reason"], was["message"])
         return Verdict("Unknown", "Unseen", "the lock nodes have not been asked yet")
     return Verdict("False", "HasLeader", "every Raft group of the lock nodes has a leader")
 
@@ -302,7 +309,8 @@ def _monitoring(facts: Facts) -> Verdict:
         return Verdict("True", "Disabled", "no monitoring is asked for")
     unready = [part for part in there if not set_ready(observed, f"{name}-{part}")]
     if unready:
-        return Verdict("False", "NotReady", f"not ready: {', '.join(unready)}")
+        reason = "NotReady" if _ever_true(facts.resource, "MonitoringReady") else "Forming"
+        return Verdict("False", reason, f"not ready: {', '.join(unready)}")
     return Verdict("True", "Serving", f"ready: {', '.join(there)}")
 
 
@@ -345,14 +353,13 @@ def _is(resource: Resource, kind: str, status: State, *, default: bool = False) 
     return default if was is None else was["status"] == status
 
 
-def _first_time(resource: Resource, kind: str, reason: str) -> bool:
-    was = _was(resource, kind)
-    return was is not None and was["reason"] == reason
-
-
 def _ever_ready(resource: Resource) -> bool:
     """Whether it served before: then a missing member is a loss, not a beginning."""
-    was = _was(resource, "Ready")
+    return _ever_true(resource, "Ready")
+
+
+def _ever_true(resource: Resource, kind: str) -> bool:
+    was = _was(resource, kind)
     return was is not None and was["reason"] != "Forming"
 
 
