@@ -153,6 +153,20 @@ RULES: Final[Rules] = {
             "spec.pod.nodeSelector: expected names of labels like kubernetes.io/arch",
         )
     ],
+    "pod.tolerations[]": [
+        _rule(
+            "self.key != '' || self.operator == 'Exists'",
+            "spec.pod.tolerations: expected operator: Exists where there is no key",
+        ),
+        _rule(
+            "self.operator == 'Equal' || self.value == ''",
+            "spec.pod.tolerations: expected no value with operator: Exists",
+        ),
+        _rule(
+            "!has(self.tolerationSeconds) || self.effect == 'NoExecute'",
+            "spec.pod.tolerations: expected effect: NoExecute with tolerationSeconds",
+        ),
+    ],
     "pod.labels": [
         _rule(
             f"self.all(k, k.matches('{_KEY}'))",

@@ -120,6 +120,8 @@ def node_stateful_set(cluster: DSSCluster, ref: ClusterRef, role: str) -> Object
             "startupProbe": http_probe("/healthz", "http", period=2, failures=300),
             "livenessProbe": http_probe("/healthz", "http", period=10, failures=6),
             "readinessProbe": http_probe("/readyz", "http", period=3, failures=3),
+            # Endpoints and the ingress forget the pod before it stops listening.
+            "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
             "volumeMounts": mounts,
         },
         volumes=volumes,

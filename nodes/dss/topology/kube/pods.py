@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from dss.topology.kube.names import ClusterRef, Object, labels, manifest, resource_name, selector
+from dss.topology.kube.quantity import canonical
 from dss.topology.model import DSSCluster
 from dss.topology.spec import ResourcesSpec
 
@@ -66,9 +67,10 @@ def resources(given: ResourcesSpec, requests: Object, limits: Object) -> Object:
 
     No default limit on CPU: being throttled delays heartbeats and so starts elections.
     """
+    parts = {"requests": given.requests or requests, "limits": given.limits or limits}
     return {
-        "requests": dict(given.requests) or requests,
-        "limits": dict(given.limits) or limits,
+        part: {name: canonical(amount) for name, amount in amounts.items()}
+        for part, amounts in parts.items()
     }
 
 
@@ -208,7 +210,7 @@ def _placement(cluster: DSSCluster) -> Object:
 def _claim(cluster: DSSCluster, ref: ClusterRef, workload: Workload) -> Object:
     spec: Object = {
         "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": workload.storage_size}},
+        "resources": {"requests": {"storage": canonical(workload.storage_size)}},
     }
     if cluster.pod.storage_class_name:
         spec["storageClassName"] = cluster.pod.storage_class_name
