@@ -5,6 +5,8 @@ candidate, then `alert`, then nothing more. An episode of a group lasts from its
 its rows are marked as recovered; so it is known from the history alone, and who is restarted in
 the middle forgets nothing. Each rung is taken at most once in an episode, whatever came of it.
 
+A group that has had no leader for two windows and is no split vote is only told of (`alert`).
+
 Between two actions the whole window passes, so that what is seen then was caused by nothing
 before the first one. After a restart a cooldown runs, doubled by each further one until the
 cluster has been left alone, recovered, for an hour; and so many actions an hour are the most.
@@ -114,6 +116,12 @@ def _recovered(diagnoses: Sequence[Diagnosis], history: Sequence[Attempt]) -> Ac
     return None
 
 
+def _acted_lately(rows: Sequence[Attempt], policy: Policy, now: float) -> bool:
+    """A member that was restarted may still be away."""
+    since = now - 2 * policy.window_ms / 1000
+    return any(row.action in TOUCHING and is_open(row) and row.at > since for row in rows)
+
+
 def _in_flight(rows: Sequence[Attempt], policy: Policy, now: float) -> Action | None:
     """One action at a time in a cluster; an action has the window to show what it did."""
     settle_s = policy.window_ms / 1000
@@ -130,7 +138,8 @@ def _for_group(found: Diagnosis, policy: Policy, rows: Sequence[Attempt], now: f
     episode = [row for row in rows if row.group_id == found.group_id and is_open(row)]
     taken = {row.action for row in episode}
     if found.state != "ElectionStuck":
-        if found.leaderless_ms < policy.window_ms or found.reason == "Watching":
+        early = found.leaderless_ms < 2 * policy.window_ms or found.reason == "Watching"
+        if early or _acted_lately(rows, policy, now):
             return _none(found.reason, found.message)
         return _alert(found, policy, episode, "NoLeader", "nothing is done, for: ")
     if found.candidate is None:
@@ -178,7 +187,7 @@ def _touch(kind: ActionKind, found: Diagnosis, policy: Policy) -> Action:
 def _alert(
     found: Diagnosis, policy: Policy, episode: Sequence[Attempt], reason: str, why: str
 ) -> Action:
-    """Tell a person, once after each action and once before any."""
+    """Tell a person: once before any action of the episode, and once after the last."""
     if episode and episode[-1].action == "alert":
         return _none("Alerted", f"{why}{found.message}; an alert has been raised")
     return Action(

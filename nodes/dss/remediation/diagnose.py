@@ -72,20 +72,18 @@ class _Watch(msgspec.Struct, frozen=True):
     policy: Policy
     now_ms: int
     members: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    """All of them, also of earlier processes and from before the window."""
     runs: Mapping[str, tuple[Sample, ...]]
-    first_ms: int
-    """When the oldest sample was taken, whosever it is."""
 
     @classmethod
     def of(
         cls, samples: Sequence[Sample], members: Sequence[str], policy: Policy, now_ms: int
     ) -> _Watch:
-        runs = {
-            member: _run(sorted(_of(samples, member), key=_at), now_ms - policy.window_ms)
-            for member in members
-        }
-        first_ms = min((_at(run[0]) for run in runs.values() if run), default=now_ms)
-        return cls(policy, now_ms, tuple(members), runs, first_ms)
+        known = tuple(sorted((s for s in samples if s.member in members), key=_at))
+        since_ms = now_ms - policy.window_ms
+        runs = {m: _run([s for s in known if s.member == m], since_ms) for m in members}
+        return cls(policy, now_ms, tuple(members), known, runs)
 
     @property
     def gap_ms(self) -> int:
@@ -160,8 +158,15 @@ class _Group:
         )
 
     def _leaderless_ms(self) -> int:
-        led = [s.sample.at_ms for s in self.seen if _knows_leader(s.group)]
-        return max(self.watch.now_ms - max(led, default=self.watch.first_ms), 0)
+        samples = self.watch.samples
+        led = (
+            sample.at_ms
+            for sample in reversed(samples)
+            for group in sample.groups
+            if group.group_id == self.group_id and _knows_leader(group)
+        )
+        since_ms = next(led, samples[0].at_ms if samples else self.watch.now_ms)
+        return max(self.watch.now_ms - since_ms, 0)
 
     @staticmethod
     def _top(seen: Iterable[_Seen]) -> int:
@@ -344,10 +349,6 @@ def _run(samples: Sequence[Sample], since_ms: int) -> tuple[Sample, ...]:
         return tuple(recent)
     start = next(i for i, s in enumerate(recent) if s.answered and s.boot_id == boots[-1])
     return tuple(recent[start:])
-
-
-def _of(samples: Iterable[Sample], member: str) -> list[Sample]:
-    return [sample for sample in samples if sample.member == member]
 
 
 def _at(sample: Sample) -> int:

@@ -82,9 +82,9 @@ def unanswered(member: str, at_ms: int, reason: str) -> Sample:
 
 
 class SampleWindow:
-    """The samples of the last `window_ms`, and of each member the newest one before them.
+    """The samples of the last two windows, and of each member the newest one before them.
 
-    That older one shows that the window is covered from its very beginning.
+    One window is what a diagnosis rests upon, the other tells for how long there was no leader.
     """
 
     def __init__(self, window_ms: int) -> None:
@@ -95,7 +95,7 @@ class SampleWindow:
         """Samples of one member come in the order of their times."""
         kept = self._of.setdefault(sample.member, deque(maxlen=SAMPLES_MAX))
         kept.append(sample)
-        since_ms = sample.at_ms - self.window_ms
+        since_ms = sample.at_ms - 2 * self.window_ms
         while len(kept) > 1 and kept[1].at_ms <= since_ms:
             kept.popleft()
 

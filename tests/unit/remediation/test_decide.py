@@ -16,14 +16,14 @@ POLICY = Policy()
 DRY = Policy(mode="DryRun")
 
 
-def electing(leaderless_ms: int = 30_000, state: Any = "Electing") -> Diagnosis:
+def electing(leaderless_ms: int = 60_000, state: Any = "Electing") -> Diagnosis:
     return Diagnosis(
         group_id=1, state=state, reason="TermsNotRising", message="no leader",
         leaderless_ms=leaderless_ms,
     )  # fmt: skip
 
 
-def uncertain(leaderless_ms: int = 30_000) -> Diagnosis:
+def uncertain(leaderless_ms: int = 60_000) -> Diagnosis:
     return electing(leaderless_ms, "Uncertain")
 
 
@@ -66,14 +66,18 @@ CASES: list[tuple[str, list[Diagnosis], Policy, list[Attempt], str, str, str]] =
      [row("alert", NOW - 5)], "", "none", "Alerted"),
     ("no leader and not to be seen why: alert", [uncertain()], POLICY, [], "", "alert", "NoLeader"),
     ("alert once", [uncertain()], POLICY, [row("alert", NOW - 5)], "", "none", "Alerted"),
-    ("electing for a whole window: alert", [electing()], POLICY, [], "", "alert", "NoLeader"),
-    ("still watching after a restart: no alert yet",
-     [msgspec.structs.replace(electing(), reason="Watching")], POLICY, ladder(70, 31), "",
+    ("electing for two windows: alert", [electing()], POLICY, [], "", "alert", "NoLeader"),
+    ("the restarted one is still away: no alert yet", [uncertain()], POLICY, ladder(99, 59), "",
+     "none", "TermsNotRising"),
+    ("the restarted one is being watched: no alert yet",
+     [msgspec.structs.replace(electing(), reason="Watching")], POLICY, ladder(99, 69), "",
      "none", "Watching"),
+    ("the restarted one stays away: alert", [uncertain()], POLICY, ladder(99, 60), "",
+     "alert", "NoLeader"),
     # nothing to do, or not yet
     ("healthy", [healthy()], POLICY, [], "", "none", "Healthy"),
-    ("electing", [electing(29_999)], POLICY, [], "", "none", "TermsNotRising"),
-    ("uncertain", [uncertain(29_999)], POLICY, [], "", "none", "TermsNotRising"),
+    ("electing", [electing(59_999)], POLICY, [], "", "none", "TermsNotRising"),
+    ("uncertain", [uncertain(59_999)], POLICY, [], "", "none", "TermsNotRising"),
     ("no groups", [], POLICY, [], "", "none", "Healthy"),
     ("switched off", [stuck()], Policy(mode="Off"), [], "", "none", "Off"),
     ("switched off, recovered", [healthy()], Policy(mode="Off"), ladder(60), "", "none", "Off"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from scenes import (
     NOW_MS,
@@ -244,6 +245,15 @@ def test_a_leader_lost_ten_seconds_ago__leaderless_for_as_long() -> None:
     found = look(scene)
     assert (found.reason, found.leaderless_ms) == ("LeaderSeen", 10_000)
     assert "knew a leader 10 s ago" in found.message
+
+
+def test_leaderless__counted_beyond_the_window_and_the_last_restart() -> None:
+    scene = samples_of(only("lock-2", -1), boot_id="boot-new")(split_vote())
+    earlier = groups_of(only(), term=9, leader="lock-1")(split_vote())
+    earlier = [s for s in samples_of(only(), boot_id="old")(earlier) if s.at_ms == TIMES_MS[0]]
+    before = [msgspec.structs.replace(s, at_ms=s.at_ms - 20_000) for s in earlier]
+    found = look([*before, *scene])
+    assert (found.reason, found.leaderless_ms) == ("Watching", 50_000)
 
 
 def test_order_of_samples__does_not_matter() -> None:

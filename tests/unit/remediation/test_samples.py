@@ -79,8 +79,8 @@ def sample_at(at_ms: int, member: str = "lock-1") -> Sample:
     return Sample(at_ms=at_ms, member=member, boot_id="b")
 
 
-def test_window__keeps_the_newest_one_before_it() -> None:
-    window = SampleWindow(30_000)
+def test_two_windows__kept_with_the_newest_one_before_them() -> None:
+    window = SampleWindow(15_000)
     for at_ms in range(0, 100_000, 7_000):
         window.add(sample_at(at_ms))
     assert [s.at_ms for s in window.samples()] == [63_000, 70_000, 77_000, 84_000, 91_000, 98_000]
