@@ -16,6 +16,10 @@ def _text(description: str) -> Schema:
     return {"type": "string", "description": description}
 
 
+def _time(description: str) -> Schema:
+    return {"type": "string", "format": "date-time", "description": description}
+
+
 def _count(description: str) -> Schema:
     return {"type": "integer", "format": "int64", "minimum": 0, "description": description}
 
@@ -26,10 +30,10 @@ def _condition() -> Schema:
         "required": ["type", "status", "reason", "message", "lastTransitionTime"],
         "properties": {
             "type": _text(f"One of {', '.join(CONDITIONS)}."),
-            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "status": _text("Whether it holds.") | {"enum": ["True", "False", "Unknown"]},
             "reason": _text("A word for programs."),
             "message": _text("A sentence for people."),
-            "lastTransitionTime": {"type": "string", "format": "date-time"},
+            "lastTransitionTime": _time("When the status changed."),
             "observedGeneration": _count("Of the spec that was looked at."),
         },
     }
@@ -54,14 +58,13 @@ def _member() -> Schema:
 
 
 def _role(name: str) -> Schema:
-    return {
+    schema: Schema = {
         "type": "object",
         "description": f"The {name} nodes.",
         "properties": {
             "ready": _text("Ready of wanted, like 3/3."),
             "replicas": _count("How many there should be."),
             "readyReplicas": _count("How many are ready."),
-            "underReplicated": _count("Partitions with fewer copies than they should have."),
             "members": {
                 "type": "array",
                 "x-kubernetes-list-type": "map",
@@ -70,18 +73,21 @@ def _role(name: str) -> Schema:
             },
         },
     }
+    if name == "queue":
+        missing = "Partitions with fewer live copies than they should have."
+        schema["properties"]["underReplicated"] = _count(missing)
+    return schema
 
 
 def _remediation() -> Schema:
-    moment = {"type": "string", "format": "date-time"}
     row = {
-        "at": moment,
+        "at": _time("When it was decided."),
         "groupId": _count("The Raft group."),
         "action": _text("backoff, restart or alert."),
         "member": _text("Whom it was done to."),
         "term": _count("The term in which it was decided."),
         "outcome": _text("done, dry-run, or why it could not be carried out."),
-        "recoveredAt": moment,
+        "recoveredAt": _time("When the group had a leader again."),
     }
     counters = ("attempts", "backoffs", "restarts", "alerts", "recoveries")
     return {
@@ -91,8 +97,8 @@ def _remediation() -> Schema:
         "x-kubernetes-preserve-unknown-fields": True,
         "properties": {
             **{name: _count("Since the cluster was made.") for name in counters},
-            "lastActionAt": moment,
-            "cooldownUntil": moment,
+            "lastActionAt": _time("When it last acted."),
+            "cooldownUntil": _time("It does not act again before."),
             "history": {
                 "type": "array",
                 "maxItems": 10,

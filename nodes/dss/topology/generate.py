@@ -15,6 +15,7 @@ from dss.base.errors import EXIT_FAILED, EXIT_USAGE
 from dss.topology.model import DSSCluster
 from dss.topology.render_compose import render_compose
 from dss.topology.render_env import render_configuration_page, render_env
+from dss.topology.render_fields import render_fields_page
 from dss.topology.render_grafana import render_dashboard
 from dss.topology.render_limits import render_limits_page
 from dss.topology.render_manifests import manifest_files
@@ -39,6 +40,7 @@ def generated_files(cluster: DSSCluster) -> dict[str, str]:
         "docker/grafana/dashboards/dss.json": render_dashboard(),
         "docs/alerts.md": render_alerts_page(cluster),
         "docs/configuration.md": render_configuration_page(),
+        "docs/dsscluster.md": render_fields_page(),
         "docs/limits.md": render_limits_page(),
     } | manifest_files()
 

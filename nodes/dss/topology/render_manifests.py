@@ -35,10 +35,13 @@ def manifest_files() -> dict[str, str]:
         "manifests/namespace.yaml": _file("", _namespace()),
         "manifests/rbac.yaml": _file(_RBAC_NOTE, *_rbac()),
         "manifests/operator.yaml": _file(_OPERATOR_NOTE, _deployment(_EVERYWHERE), _service()),
-        "manifests/kustomization.yaml": _file(_INSTALL_NOTE, _kustomization(resources=base)),
+        "manifests/kustomization.yaml": _file(
+            _INSTALL_NOTE, _kustomization(resources=base, images=_images())
+        ),
         "manifests/namespaced/operator.yaml": _file(_RBAC_NOTE, *_namespaced()),
         "manifests/namespaced/kustomization.yaml": _file(
-            _NAMESPACED_NOTE, _kustomization(namespace=NAMESPACE, resources=["operator.yaml"])
+            _NAMESPACED_NOTE,
+            _kustomization(namespace=NAMESPACE, resources=["operator.yaml"], images=_images()),
         ),
         "manifests/samples/minimal.yaml": _file(_MINIMAL_NOTE, _sample("demo", {})),
         "manifests/samples/full.yaml": _file(_FULL_NOTE, _sample("demo", _full_spec())),
@@ -169,6 +172,12 @@ def _service() -> Object:
         "ports": [{"name": "metrics", "port": METRICS_PORT, "targetPort": "metrics"}],
     }
     return _head("v1", "Service", f"{NAME}-metrics", spec=spec)
+
+
+def _images() -> list[Object]:
+    """Where a registry of one's own is named, as `newName`."""
+    name, _, tag = OPERATOR_IMAGE.partition(":")
+    return [{"name": name, "newTag": tag}]
 
 
 def _kustomization(**fields: Any) -> Object:

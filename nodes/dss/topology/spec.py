@@ -42,7 +42,7 @@ Size = Annotated[
     Meta(
         max_length=10,
         pattern=QUANTITY,
-        description="Like 512Mi, 1Gi or 2Ti; at least 128Mi. Cannot change later.",
+        description="The volume of each member; at least 128Mi. Cannot change later.",
         extra={"message": "a whole number with Mi, Gi or Ti, like 512Mi, 1Gi or 2Ti"},
     ),
 ]
