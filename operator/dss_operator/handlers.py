@@ -40,7 +40,9 @@ class _Process:
 
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event
+    # A line for each event, and one for each probe.
+    for noisy in ("kopf.objects", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     settings.posting.enabled = False  # kopf's own Events
     settings.scanning.disabled = True  # no watch of CRDs and namespaces: no such rights
     settings.watching.server_timeout = WATCH_S

@@ -121,11 +121,13 @@ class Observer:
                 batch = {name: wishes.pop(name) for name in list(wishes)[:SHARED_MAX]}
                 try:
                     lists = await self._list_all(namespace, sorted(batch))
-                except Exception as error:
+                except BaseException as error:
                     for wish in batch.values():
                         if not wish.done():
                             wish.set_exception(error)
                             wish.exception()  # an asker that went away must not make a warning
+                    if not isinstance(error, Exception):
+                        raise
                     continue
                 for wish in batch.values():
                     if not wish.done():

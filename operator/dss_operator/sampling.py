@@ -73,7 +73,11 @@ class HttpNodes:
             async with self._session.request(
                 method, f"http://{shown}:{HTTP_PORT}{path}", headers=headers, json=body
             ) as response:
-                data = await response.content.read(ANSWER_BYTES_MAX)
+                data = b""
+                async for chunk in response.content.iter_any():
+                    data += chunk
+                    if len(data) > ANSWER_BYTES_MAX:
+                        raise NodeError(f"answered more than {ANSWER_BYTES_MAX} bytes")
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NodeError(f"does not answer ({type(error).__name__})") from error
