@@ -92,12 +92,13 @@ class _LockNodes:
     def __init__(self, client: Nodes) -> None:
         self._client = client
         listed = client.cluster()
-        self.members = [str(node["id"]) for node in listed if node.get("role") == "lock"]
+        self._listed = {str(n["id"]): str(n["url"]) for n in listed if n.get("role") == "lock"}
+        self._unknown = list(dict.fromkeys([*client.endpoints, *self._listed.values()]))
+        self.members = list(self._listed)
         if not self.members:
             raise CliError("the cluster lists no lock nodes. Check --endpoints")
-        urls = [*client.endpoints, *(str(n["url"]) for n in listed if n.get("role") == "lock")]
-        self._unknown = list(dict.fromkeys(urls))
         self.urls: dict[str, str] = {}
+        """Where each member has answered."""
         self._pool = ThreadPoolExecutor(max_workers=16)
 
     def ask(self) -> list[Sample]:
@@ -120,12 +121,10 @@ class _LockNodes:
             self._unknown.remove(url)
 
     def _sample(self, member: str, answers: dict[str, dict[str, Any] | str], at_ms: int) -> Sample:
-        url = self.urls.get(member)
-        if url is None:
-            return unanswered(member, at_ms, "answers at no endpoint")
-        body = answers[url]
+        url = self.urls.get(member, self._listed[member])
+        body = answers.get(url, "does not answer")
         if isinstance(body, str):
-            return unanswered(member, at_ms, body)
+            return unanswered(member, at_ms, f"{body} at {url}")
         return parse_status(member, body, at_ms)
 
     def _status(self, url: str) -> dict[str, Any] | str:
