@@ -13,7 +13,10 @@ from dss.topology.crd_schema import Rules, Schema
 VOLUME_BYTES_MIN: Final = "128Mi"
 """A node preallocates log segments of 16 MiB and keeps two snapshots beside them."""
 NAME_PATTERN: Final = "^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
-_KEY: Final = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+_KEY: Final = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_RESOURCE: Final = (
+    "k in ['cpu', 'memory', 'ephemeral-storage'] || k.startsWith('hugepages-') || k.contains('/')"
+)
 
 
 def _rule(rule: str, message: str, field: str = "") -> Schema:
@@ -48,7 +51,12 @@ def _resources(path: str) -> list[Schema]:
             "self.requests.all(k, !(k in self.limits) || "
             f"{amount.format('requests')}.compareTo({amount.format('limits')}) <= 0)",
             f"spec.{path}: expected every request to be at most its limit",
-        )
+        ),
+        _rule(
+            f"self.requests.all(k, {_RESOURCE}) && self.limits.all(k, {_RESOURCE})",
+            f"spec.{path}: expected cpu, memory, ephemeral-storage, hugepages-… or a name with a "
+            "domain like example.com/gpu",
+        ),
     ]
 
 
@@ -100,6 +108,15 @@ RULES: Final[Rules] = {
             "queue.replicationFactor", "copies of partitions are not moved yet", "replicationFactor"
         ),
         _fixed("queue.partitions", "messages would land in other partitions", "partitions"),
+    ],
+    "cache": [
+        _rule(
+            "!('memory' in self.resources.limits) || "
+            "quantity(string(self.resources.limits['memory']))"
+            ".asApproximateFloat() > double(self.capacityMiB) * 1048576.0",
+            "spec.cache.resources.limits: expected more memory than capacityMiB: a full cache "
+            "would be killed",
+        )
     ],
     "redis": [
         _rule(

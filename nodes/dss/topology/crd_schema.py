@@ -128,7 +128,7 @@ class _Walk:
 
 
 def _expected(path: str, extra: dict[str, Any]) -> str:
-    name = path.removesuffix(".*").removesuffix("[]")
+    name = path.removesuffix(".*").replace("[]", "")
     return f"spec.{name}: expected {extra['message']}"
 
 

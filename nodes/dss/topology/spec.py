@@ -20,13 +20,22 @@ GRAFANA_IMAGE: Final = "grafana/grafana:11.4.0"
 QUANTITY: Final = r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$"
 """A volume's size as people write it; smaller units hold no log."""
 _ANY_QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
-_DNS_NAME: Final = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
-_IMAGE: Final = r"^[^\s]*$"
+_DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DNS_NAME: Final = rf"^({_DNS_LABEL}(\.{_DNS_LABEL})*)?$"
+_IMAGE: Final = (
+    r"^([A-Za-z0-9][-.A-Za-z0-9]*(:[0-9]+)?/)?([a-z0-9][-._a-z0-9/]*)?"
+    r"(:[A-Za-z0-9_][-.A-Za-z0-9_]*)?(@sha256:[a-f0-9]{64})?$"
+)
+_KEY: Final = r"^(([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 _LABEL: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 
 Image = Annotated[
     str,
-    Meta(max_length=512, pattern=_IMAGE, extra={"message": "an image's name without spaces"}),
+    Meta(
+        max_length=512,
+        pattern=_IMAGE,
+        extra={"message": "an image like registry.example/dss-node:0.1.0"},
+    ),
 ]
 Name = Annotated[
     str,
@@ -250,15 +259,22 @@ class RemediationSpec(Part, frozen=True, kw_only=True):
 class LocalReference(Part, frozen=True, kw_only=True):
     """An object of the same namespace."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=253)]
+    name: Annotated[Name, Meta(min_length=1, description="Of a Secret with the registry's login.")]
 
 
 class Toleration(Part, frozen=True, kw_only=True):
     """As in a pod."""
 
-    key: Annotated[str, Meta(max_length=316)] = ""
+    key: Annotated[
+        str,
+        Meta(
+            max_length=316,
+            pattern=_KEY,
+            extra={"message": "a taint's key like example.com/name"},
+        ),
+    ] = ""
     operator: Literal["Exists", "Equal"] = "Equal"
-    value: Annotated[str, Meta(max_length=63)] = ""
+    value: LabelValue = ""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
     toleration_seconds: int | None = None
 
