@@ -35,6 +35,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SHUTDOWN_S: Final = 2.0
 """How long open requests may take to end when the node stops: long polls must not delay it."""
 
+KEEP_ALIVE_S: Final = 3_630.0
+"""An idle connection is kept this long: more than proxies do (Envoy: an hour), so that it is they
+who close it. The other way round a request can meet the close, and a POST is not sent again."""
+
 ROLE_OF_PREFIX: Final = {
     "sessions": "lock",
     "locks": "lock",
@@ -120,7 +124,9 @@ async def serve(app: web.Application, host: str, port: int) -> web.AppRunner:
     Raises:
         OSError: the port is taken, or the host is not one of this machine's.
     """
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=KEEP_ALIVE_S
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, backlog=1024).start()

@@ -1,6 +1,9 @@
 """Peer links over TCP: who is let in, what calls end with, what a lost link means."""
 
 import asyncio
+import logging
+import socket
+import time
 
 import msgspec
 import pytest
@@ -296,3 +299,64 @@ def test_batch_beyond_the_frame_limit__cut_into_frames(monkeypatch):
         seen += len(links_module._frames.decode(data[4 : 4 + size]))
         data = data[4 + size :]
     assert seen == 10
+
+
+def test_names_that_fail_hang_and_then_resolve__dialed_each_time_and_quietly(monkeypatch, caplog):
+    """A pod's name is unknown before it runs, and DNS may be slow: retries, not problems."""
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        real, asked = loop.getaddrinfo, []
+        answers = [
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+            asyncio.Event(),  # never set: a resolver that does not answer
+        ]
+
+        async def getaddrinfo(host, *args, **kwargs):
+            if host != "a.nodes.ns.svc":
+                return await real(host, *args, **kwargs)
+            asked.append(time.monotonic())
+            answer = answers[len(asked) - 1] if len(asked) <= len(answers) else None
+            if isinstance(answer, OSError):
+                raise answer
+            if answer is not None:
+                await answer.wait()
+            return await real("127.0.0.1", *args, **kwargs)
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        nodes = specs("a", "b")
+        a = make_links("a", nodes)
+        named = [NodeSpec("a", "a.nodes.ns.svc", nodes[0].port, nodes[0].peer_port), nodes[1]]
+        b = make_links("b", named)
+        await a.start()
+        await b.start()
+        await until(lambda: "not known" in b.links()["a"]["reason"])
+        await until(lambda: a.peer("b") and b.peer("a"))
+        assert len(asked) == 4
+        assert 1.0 <= asked[3] - asked[2] < 2.5, "a dial waits one second at most"
+        b._up["a"].close("the pod was replaced")
+        await until(lambda: len(asked) == 5)
+        await until(lambda: b.peer("a"))
+        await stop(a, b)
+
+    with caplog.at_level(logging.INFO):
+        run(scenario)
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+def test_established_links__the_kernel_finds_a_vanished_peer_within_five_seconds():
+    async def scenario():
+        a, b = await connected()
+        for link in (a._up["b"], b._up["a"]):
+            sock = link.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5_000
+            idle, every, count = (
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + every * count <= 5
+        await stop(a, b)
+
+    run(scenario)
