@@ -81,8 +81,8 @@ class Cluster:
         self.name = name
         self._wake = asyncio.Event()
         self._uid = ""
-        self._failures = 0
-        self._next_tick = 0.0
+        self.failures = 0
+        self.next_tick = 0.0
         self._next_sample = 0.0
         self._forget()
 
@@ -121,11 +121,11 @@ class Cluster:
     async def _turn(self) -> bool:
         await self._deps.leadership.wait()
         clock = self._deps.clock
-        if await self._woken(min(self._next_tick, self._next_sample) - clock()):
+        if await self._woken(min(self.next_tick, self._next_sample) - clock()):
             await asyncio.sleep(DEBOUNCE_S)
             self._wake.clear()
-            self._next_tick = min(self._next_tick, clock())
-        if clock() >= self._next_tick:
+            self.next_tick = min(self.next_tick, clock())
+        if clock() >= self.next_tick:
             async with self._deps.gate:
                 if not await self.tick():
                     return False
@@ -157,16 +157,16 @@ class Cluster:
         except Exception:
             alive, result = True, "defect"
             log.exception("%s/%s: a tick failed", self.namespace, self.name)
-        self._failures = 0 if result == "ok" else self._failures + 1
+        self.failures = 0 if result == "ok" else self.failures + 1
         deps.metrics.ticks.labels(result).inc()
         deps.metrics.tick_seconds.observe(deps.clock() - began)
-        self._next_tick = self._tick_after()
+        self.next_tick = self._tick_after()
         return alive
 
     def _tick_after(self) -> float:
         now = self._deps.clock()
-        if self._failures:
-            wait_s = min(FAILED_FIRST_S * 2.0 ** (self._failures - 1), FAILED_MAX_S)
+        if self.failures:
+            wait_s = min(FAILED_FIRST_S * 2.0 ** (self.failures - 1), FAILED_MAX_S)
             return now + wait_s * random.uniform(0.75, 1.25)  # noqa: S311
         if self._outcome.unfinished:
             return now + UNFINISHED_S
@@ -187,6 +187,10 @@ class Cluster:
             self._uid = resource.uid
             self._forget()
             self._remedy.load(resource.status)
+        elif self._returned and resource.status != self._returned:
+            # Another holder of the Lease was at work (or a person): its word counts.
+            self._remedy.load(resource.status)
+            self._returned = {}
         self._resource = resource
         if resource.deleting:
             return True
@@ -266,7 +270,7 @@ class Cluster:
             return
         except ApiError as error:
             log.warning("%s/%s: %s", self.namespace, self.name, error)
-            self._next_tick = min(self._next_tick, self._tick_after())
+            self.next_tick = min(self.next_tick, self._tick_after())
         except Exception:
             log.exception("%s/%s: sampling failed", self.namespace, self.name)
 
@@ -297,7 +301,7 @@ class Cluster:
         """Why no member may be touched now."""
         if resource.paused:
             return "spec.paused is true"
-        if self._outcome.unfinished or self._failures:
+        if self._outcome.unfinished or self.failures:
             return "the last reconciliation is not finished"
         if rolling(observed, f"{self.name}-lock"):
             return "the lock nodes are being rolled out"
@@ -340,7 +344,7 @@ class Cluster:
             return  # the schema keeps less than what was written: writing again changes nothing
         now = self._deps.clock()
         if not at_once and now < self._written_at + STATUS_S:
-            self._next_tick = min(self._next_tick, self._written_at + STATUS_S)
+            self.next_tick = min(self.next_tick, self._written_at + STATUS_S)
             return
         body = {
             "apiVersion": CLUSTERS.api_version,

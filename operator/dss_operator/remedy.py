@@ -149,8 +149,12 @@ class Remedy:
             self._note_idle(action)
             return action
         self._count(action.kind, action.reason)
-        self.record = self.record.begin(action, now)
-        await self._store(self.record)
+        before, self.record = self.record, self.record.begin(action, now)
+        try:
+            await self._store(self.record)
+        except Exception:
+            self.record = before  # nothing was done: the rung is still to be taken
+            raise
         await self._tell([_event(action)])
         if action.kind in ("backoff", "restart") and not action.dry_run:
             outcome = await self._carry_out(action, target(action.member))
