@@ -13,6 +13,7 @@ import yaml
 from dss import __version__
 from dss.topology.crd import API_VERSION, KIND, default_spec, render_crd
 from dss.topology.kube import pods, rbac
+from dss.topology.kube.monitoring import OPERATOR_METRICS, OPERATOR_METRICS_PORT
 from dss.topology.kube.policies import OPERATOR_LABELS
 from dss.topology.render_compose import HEADER
 
@@ -20,7 +21,6 @@ NAMESPACE: Final = "dss-system"
 NAME: Final = "dss-operator"
 OPERATOR_IMAGE: Final = f"dss-operator:{__version__}"
 OPERATOR_UID: Final = 10_001
-METRICS_PORT: Final = 8_080
 HEALTH_PORT: Final = 8_081
 _ROLES: Final = "rbac.authorization.k8s.io/v1"
 
@@ -134,7 +134,7 @@ def _deployment(watch: Object) -> Object:
             {"name": "LOG_FORMAT", "value": "json"},
         ],
         "ports": [
-            {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": OPERATOR_METRICS_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
         ],
         "resources": {
@@ -169,9 +169,9 @@ def _deployment(watch: Object) -> Object:
 def _service() -> Object:
     spec = {
         "selector": dict(OPERATOR_LABELS),
-        "ports": [{"name": "metrics", "port": METRICS_PORT, "targetPort": "metrics"}],
+        "ports": [{"name": "metrics", "port": OPERATOR_METRICS_PORT, "targetPort": "metrics"}],
     }
-    return _head("v1", "Service", f"{NAME}-metrics", spec=spec)
+    return _head("v1", "Service", OPERATOR_METRICS, spec=spec)
 
 
 def _images() -> list[Object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from dss.base.errors import ConfigProblem
 from dss.topology.config import load_node_config
@@ -372,3 +374,48 @@ def test_spread__over_machines_and_zones_but_never_pending() -> None:
         ]  # fmt: skip
         assert {each["whenUnsatisfiable"] for each in spread} == {"ScheduleAnyway"}
     assert "topologySpreadConstraints" not in pod_of(rendered(), "redis")
+
+
+def prometheus_config(ref: ClusterRef) -> tuple[Object, list[str]]:
+    data = rendered(ref=ref)["ConfigMap", "demo-prometheus"]["data"]
+    rules = yaml.safe_load(data["rules.yml"])["groups"][0]["rules"]
+    return yaml.safe_load(data["prometheus.yml"]), [rule["alert"] for rule in rules]
+
+
+def test_prometheus__finds_nodes_by_the_names_of_their_pods() -> None:
+    config, _ = prometheus_config(REF)
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    for role in ROLES:
+        (found,) = jobs[f"dss-{role}"]["dns_sd_configs"]
+        assert found["names"] == [f"_http._tcp.demo-{role}-nodes.team.svc"]
+        assert found["type"] == "SRV"
+        (relabel,) = jobs[f"dss-{role}"]["relabel_configs"]
+        target = f"demo-{role}-2.demo-{role}-nodes.team.svc.cluster.local:8000"
+        match = re.fullmatch(relabel["regex"], target)
+        assert match
+        assert match[1] == f"{role}-2"
+
+
+def test_prometheus__asks_the_operator_about_this_cluster_alone() -> None:
+    config, alerts = prometheus_config(REF)
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "operator"]
+    assert job["static_configs"] == [{"targets": ["dss-operator-metrics.dss-system.svc:8080"]}]
+    (keep,) = job["metric_relabel_configs"]
+    assert keep["action"] == "keep"
+    assert re.fullmatch(keep["regex"], "dss_operator_election_stuck;team;demo")
+    assert not re.fullmatch(keep["regex"], "dss_operator_election_stuck;team;other")
+    assert {"DssElectionStuck", "DssRemediationGaveUp"} < set(alerts)
+    bare, fewer = prometheus_config(ClusterRef(name="demo", namespace="team", uid="u"))
+    assert [job["job_name"] for job in bare["scrape_configs"]] == [f"dss-{role}" for role in ROLES]
+    assert set(alerts) - set(fewer) == {"DssElectionStuck", "DssRemediationGaveUp"}
+
+
+def test_prometheus__restarts_for_new_files_and_only_then() -> None:
+    before = rendered()["StatefulSet", "demo-prometheus"]
+    assert before == rendered({"auth": {"enabled": False}})["StatefulSet", "demo-prometheus"]
+    after = rendered({"lock": {"replicas": 5}})["StatefulSet", "demo-prometheus"]
+    checksums = [
+        obj["spec"]["template"]["metadata"]["annotations"]["dss.io/config-checksum"]
+        for obj in (before, after)
+    ]
+    assert checksums[0] != checksums[1]

@@ -30,6 +30,7 @@ from dss.topology.render_grafana import render_dashboard
 from dss.topology.render_prometheus import (
     SCRAPE_INTERVAL,
     dns_jobs,
+    operator_job,
     render_dashboard_provider,
     render_datasource,
     render_prometheus,
@@ -39,15 +40,21 @@ from dss.topology.spec import GRAFANA_IMAGE, PROMETHEUS_IMAGE
 
 PROMETHEUS_UID: Final = 65_534
 GRAFANA_UID: Final = 472
+OPERATOR_METRICS: Final = "dss-operator-metrics"
+"""The Service of manifests/operator.yaml."""
+OPERATOR_METRICS_PORT: Final = 8_080
 GRAFANA_SECRET_PATH: Final = "/etc/dss/grafana"  # noqa: S105 - a path
 
 
 def prometheus_config_map(cluster: DSSCluster, ref: ClusterRef) -> Object:
     services = {role: f"{headless_name(ref, role)}.{ref.namespace}.svc" for role in ROLES}
     jobs = dns_jobs({role: f"_http._tcp.{name}" for role, name in services.items()})
+    if ref.operator_namespace:
+        address = f"{OPERATOR_METRICS}.{ref.operator_namespace}.svc:{OPERATOR_METRICS_PORT}"
+        jobs.append(operator_job(address, ref.namespace, ref.name))
     data = {
         "prometheus.yml": render_prometheus(cluster, jobs=jobs, name=ref.cluster_id),
-        "rules.yml": render_rules(cluster),
+        "rules.yml": render_rules(cluster, operator=bool(ref.operator_namespace)),
     }
     name = resource_name(ref, "prometheus")
     return manifest(ref, "v1", "ConfigMap", name, "prometheus", data=data)
