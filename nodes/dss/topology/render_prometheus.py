@@ -214,7 +214,10 @@ ALERTS: Final = (
     ),
     Alert(
         name="DssRemediationGaveUp",
-        expr='increase(dss_operator_remediation_decisions_total{action="alert"}[10m]) > 0',
+        # Not increase(): a counter that is born at 1 has not increased.
+        expr='sum(dss_operator_remediation_decisions_total{action="alert"}) - '
+        '(sum(dss_operator_remediation_decisions_total{action="alert"} offset 10m) or vector(0)) '
+        "> 0",
         hold="0s",
         severity="critical",
         summary="the operator cannot end a stuck election",
