@@ -185,7 +185,7 @@ class _Doctor:
         if all(found.state == "Healthy" for found in diagnoses):
             return True
         if self._policy.mode == "Enforce":
-            return action.kind == "alert" or action.reason in ("Alerted", "HourlyCap", "Cooldown")
+            return action.kind == "alert" or action.reason in ("Alerted", "Cooldown")
         return any(found.state == "ElectionStuck" for found in diagnoses)
 
     def _decide(self, diagnoses: Sequence[Diagnosis]) -> Action:

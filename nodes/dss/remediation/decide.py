@@ -9,7 +9,8 @@ A group that has had no leader for two windows and is no split vote is only told
 
 Between two actions the whole window passes, so that what is seen then was caused by nothing
 before the first one. After a restart a cooldown runs, doubled by each further one until the
-cluster has been left alone, recovered, for an hour; and so many actions an hour are the most.
+cluster has been left alone, recovered, for an hour; and so many actions an hour are the most:
+beyond them a person is told, and the ladder goes on when the hour has passed.
 
 What must not live here: clocks, acting, how history is kept (record.py).
 """
@@ -152,21 +153,16 @@ def _for_group(found: Diagnosis, policy: Policy, rows: Sequence[Attempt], now: f
         return _alert(
             found, policy, episode, "LadderExhausted", "backoff and restart did not help: "
         )
-    return _withheld(policy, rows, now) or _touch(kind, found, policy)
-
-
-def _withheld(policy: Policy, rows: Sequence[Attempt], now: float) -> Action | None:
-    """Why no member may be touched just now, whatever the group."""
     until = cooldown_until(rows, policy)
     if now < until:
-        return _none(
-            "Cooldown", f"the cooldown after the last restart lasts {until - now:.0f} s more"
-        )
+        left = f"{until - now:.0f} s more"
+        return _none("Cooldown", f"the cooldown after the last restart lasts {left}")
     cap = min(policy.max_per_hour, ACTIONS_PER_HOUR_MAX)
     recent = sum(row.action in TOUCHING and row.at > now - HOUR_S for row in rows)
     if recent >= cap:
-        return _none("HourlyCap", f"{recent} actions in the last hour, {cap} are allowed")
-    return None
+        why = f"{recent} actions in the last hour, {cap} are allowed: "
+        return _alert(found, policy, episode, "HourlyCap", why)
+    return _touch(kind, found, policy)
 
 
 def _touch(kind: ActionKind, found: Diagnosis, policy: Policy) -> Action:
@@ -187,7 +183,7 @@ def _touch(kind: ActionKind, found: Diagnosis, policy: Policy) -> Action:
 def _alert(
     found: Diagnosis, policy: Policy, episode: Sequence[Attempt], reason: str, why: str
 ) -> Action:
-    """Tell a person: once before any action of the episode, and once after the last."""
+    """Tell a person, unless that was the last thing done in this episode."""
     if episode and episode[-1].action == "alert":
         return _none("Alerted", f"{why}{found.message}; an alert has been raised")
     return Action(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scenes import healthy, row, stuck
 
-from dss.remediation import HISTORY_MAX, Action, Attempt, Policy, Record, decide
+from dss.remediation import HISTORY_MAX, TOUCHING, Action, Attempt, Policy, Record, decide
 
 NOW = 1_800_000_000.123
 POLICY = Policy()
@@ -134,7 +134,7 @@ def test_six_an_hour_with_the_other_group_open__all_rows_that_bind_fit() -> None
         action = decide([stuck(0), stuck(1)], policy, record.history, "", now)
         assert action.group_id != 0, "the exhausted ladder of group 0 was forgotten"
         record = record.begin(action, now).ended("done")
-        if action.kind != "none":
+        if action.kind in TOUCHING:
             acted.append(now)
             recovered = decide([stuck(0), healthy(1)], policy, record.history, "", now + 5)
             record = record.begin(recovered, now + 5)

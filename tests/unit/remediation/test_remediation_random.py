@@ -235,7 +235,7 @@ def test_random_walks__never_acts_where_it_must_not(first: int) -> None:
 def test_a_split_vote_that_nothing_ends__ends_with_an_alert_and_silence() -> None:
     for seed in range(5):
         walk = Walk(seed)
-        walk.policy = Policy(cooldown_ms=walk.policy.cooldown_ms)
+        walk.policy = Policy(cooldown_ms=walk.policy.cooldown_ms, max_per_hour=6)
         walk.volatile = frozenset()
         world = walk.world = World(random.Random(seed), 3)
         world.stubborn = True
