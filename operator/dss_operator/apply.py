@@ -1,8 +1,9 @@
 """Carries a plan out: server-side apply without force first, conflicts told apart from drift.
 
 A field that someone else changed is forced back once. Who takes it again within ten minutes means
-it: that is reported and left alone until the ten minutes are over. What must not live here: what
-is to be done (plan.py), what people are told (status.py, events.py).
+it: that is reported and left alone until the ten minutes are over or the field is let go. (Asked
+without force in each look: the API server's 409 changes nothing.) What must not live here: what is
+to be done (plan.py), what people are told (status.py, events.py).
 """
 
 from __future__ import annotations
@@ -58,7 +59,6 @@ class Grudges:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._forced: dict[tuple[Key, str, str], float] = {}
-        self._yielded: dict[Key, tuple[str, list[Conflict]]] = {}
 
     def forced(self, key: Key, conflicts: Iterable[Conflict]) -> None:
         for conflict in conflicts:
@@ -66,24 +66,9 @@ class Grudges:
 
     def taken_again(self, key: Key, conflicts: Iterable[Conflict]) -> bool:
         """Whether one of these was forced back already within the time."""
-        self._forget()
-        return any((key, each.manager, each.field) in self._forced for each in conflicts)
-
-    def give_in(self, key: Key, why: str, conflicts: list[Conflict]) -> None:
-        self._yielded[key] = (why, conflicts)
-
-    def given_in(self, key: Key, why: str) -> list[Conflict]:
-        """The conflicts of an object that still differs in the same fields: not tried again."""
-        self._forget()
-        fields, conflicts = self._yielded.get(key, ("", []))
-        if fields == why and self.taken_again(key, conflicts):
-            return conflicts
-        self._yielded.pop(key, None)
-        return []
-
-    def _forget(self) -> None:
         oldest = self._clock() - CONFLICT_S
         self._forced = {key: at for key, at in self._forced.items() if at > oldest}
+        return any((key, each.manager, each.field) in self._forced for each in conflicts)
 
 
 class Applier:
@@ -149,10 +134,6 @@ class Applier:
 
     async def _apply(self, action: Action, outcome: Outcome) -> None:
         api, key = api_of(action.kind), (action.kind, action.name)
-        held = self._grudges.given_in(key, action.why)
-        if held:
-            outcome.conflicts.extend(held)
-            return
         try:
             await self._kube.apply(api, action.obj)
         except ApiError as error:
@@ -161,7 +142,6 @@ class Applier:
                 raise
             others = [each for each in conflicts if each.manager != FIELD_MANAGER]
             if self._grudges.taken_again(key, others):
-                self._grudges.give_in(key, action.why, others)
                 outcome.conflicts.extend(others)
                 return
             self._grudges.forced(key, others)

@@ -40,6 +40,7 @@ from dss_operator.state import (
     owner_uid,
 )
 from dss_operator.status import Facts, compute, transitions
+from dss_operator.told import events_of
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ class Cluster:
         self._written: dict[str, Any] = {}
         self._returned: dict[str, Any] = {}
         self._written_at = float("-inf")
+        self._status_due = float("inf")
+        self._followed: tuple[Any, ...] = ()
 
     def wake(self) -> None:
         self._wake.set()
@@ -164,6 +167,10 @@ class Cluster:
         return alive
 
     def _tick_after(self) -> float:
+        """When to look again: at the latest when a held-back status may be written."""
+        return min(self._look_after(), self._status_due)
+
+    def _look_after(self) -> float:
         now = self._deps.clock()
         if self.failures:
             wait_s = min(FAILED_FIRST_S * 2.0 ** (self.failures - 1), FAILED_MAX_S)
@@ -217,7 +224,13 @@ class Cluster:
         for action in done:
             self._deps.metrics.actions.labels(action.verb, action.kind).inc()
         created = {(a.kind, a.name) for a in done if a.verb == "create"}
-        await self._tell(_told(actions, done, resource, fresh & created))
+        asked = (
+            resource.generation,
+            resource.annotations.get(RESTARTED_AT),
+            resource.annotations.get(TEST_MODE),
+        )
+        changed, self._followed = asked != self._followed, asked
+        await self._tell(events_of(done, fresh & created, changed=changed))
 
     def _render(self, resource: Resource, observed: Observed) -> tuple[Wanted, set[Key]]:
         """What is wanted, and the Secrets that get new values though the cluster had some."""
@@ -337,6 +350,7 @@ class Cluster:
         resource = self._resource
         assert resource is not None
         status = self._compute(resource)
+        self._status_due = float("inf")
         self._deps.metrics.ready.labels(self.namespace, self.name).set(_is_ready(status))
         if status == resource.status:
             return
@@ -344,7 +358,7 @@ class Cluster:
             return  # the schema keeps less than what was written: writing again changes nothing
         now = self._deps.clock()
         if not at_once and now < self._written_at + STATUS_S:
-            self.next_tick = min(self.next_tick, self._written_at + STATUS_S)
+            self._status_due = self._written_at + STATUS_S
             return
         body = {
             "apiVersion": CLUSTERS.api_version,
@@ -389,33 +403,3 @@ class Cluster:
 
 def _is_ready(status: Mapping[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in status["conditions"])
-
-
-def _told(actions: list[Any], done: list[Any], resource: Resource, fresh: set[Key]) -> list[Event]:
-    """Events of what was done: creations and removals in one each, repairs one by one."""
-    events = []
-    made = [f"{a.kind} {a.name}" for a in done if a.verb == "create"]
-    if len(made) > 3:
-        events.append(Event("Normal", "Created", f"created {len(made)} objects"))
-    elif made:
-        events.append(Event("Normal", "Created", f"created {', '.join(made)}"))
-    for action in done:
-        what = f"{action.kind} {action.name}"
-        if action.verb in ("apply", "strip"):
-            events.append(Event("Normal", "Repaired", f"{what}: put back {action.why}"))
-        elif action.verb == "recreate":
-            events.append(Event("Normal", "Recreated", f"{what}: {action.why} cannot be changed"))
-    pruned = [f"{a.kind} {a.name}" for a in done if a.verb == "prune"]
-    if pruned:
-        text = ", ".join(pruned[:5]) + (f" and {len(pruned) - 5} more" if len(pruned) > 5 else "")
-        events.append(Event("Normal", "Pruned", f"removed {text}: no longer wanted"))
-    for _, name in sorted(fresh):
-        events.append(
-            Event(
-                "Warning", "SecretReplaced",
-                f"Secret {name} was lost while no operator ran: it has new values. Clients need "
-                "the new tokens, and pods keep the old values until they are restarted "
-                "(annotation dss.io/restartedAt)",
-            )
-        )  # fmt: skip
-    return events

@@ -208,7 +208,8 @@ def _progressing(facts: Facts) -> Verdict:
     if outcome.waiting:
         return Verdict("True", "Waiting", _some(outcome.waiting))
     sets = _sets(facts)
-    moving = sorted(name for name in sets if rolling(facts.observed, name))
+    renewed = {a.name for a in outcome.done if a.kind == "StatefulSet" and a.verb != "prune"}
+    moving = sorted(name for name in sets if name in renewed or rolling(facts.observed, name))
     if moving:
         return Verdict("True", "RollingOut", f"pods are being made or renewed: {_some(moving)}")
     unready = sorted(name for name in sets if not set_ready(facts.observed, name))

@@ -35,16 +35,20 @@ def test_field_taken_again_at_once__reported_and_left_alone() -> None:
     run(scenario())
 
 
-def test_held_conflict__further_looks_send_nothing_and_tell_nothing() -> None:
+def test_held_conflict__further_looks_change_nothing_and_tell_nothing() -> None:
     async def scenario() -> None:
         lab = Lab()
         await _fought(lab)
         await lab.sample()
         lab.api.forget_calls()
+        version = lab.api.version
         for _ in range(10):
             await lab.tick(30)
             await lab.sample()
-        assert lab.api.writes == []
+        assert {(repr(call), call.query["force"]) for call in lab.api.writes} == {
+            ("patch services/demo-lock", "false")
+        }
+        assert lab.api.version == version
         assert lab.api.reasons().count("FieldConflict") == 1
         assert lab.condition("Degraded") == ("True", "FieldConflict")
 
@@ -73,6 +77,18 @@ def test_other_manager_gives_up__condition_clears() -> None:
 
         lab.api.edit("services", "demo-lock", back, manager="their-controller")
         await lab.tick()
+        assert lab.condition("Degraded") == ("False", "AsDeclared")
+
+    run(scenario())
+
+
+def test_field_let_go_within_the_ten_minutes__taken_up_in_the_next_look() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        await _fought(lab)
+        lab.api.owners["services", "ns", "demo-lock"]["their-controller"].clear()
+        await lab.tick()
+        assert lab.api.get("services", "demo-lock")["spec"]["ports"][0]["port"] == 8000
         assert lab.condition("Degraded") == ("False", "AsDeclared")
 
     run(scenario())

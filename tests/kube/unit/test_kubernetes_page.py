@@ -34,8 +34,8 @@ def test_page__has_every_reason_of_a_condition() -> None:
 
 
 def test_page__has_every_reason_of_an_event() -> None:
-    cluster, remedy = "operator/dss_operator/cluster.py", "operator/dss_operator/remedy.py"
-    reasons = _found(r'Event\(\s*"(?:Normal|Warning)",\s*"(\w+)"', cluster, remedy)
+    told, remedy = "operator/dss_operator/told.py", "operator/dss_operator/remedy.py"
+    reasons = _found(r'Event\(\s*"(?:Normal|Warning)",\s*"(\w+)"', told, remedy)
     failed = {f"{REASONS[kind]}Failed" for kind in ("backoff", "restart")}
     assert {"Created", "Repaired", "SecretReplaced"} <= reasons
     assert _missing(reasons | set(REASONS.values()) | failed) == []
