@@ -226,6 +226,12 @@ def test_cooldown__doubles_up_to_an_hour_and_starts_anew_after_an_hour_of_health
     assert cooldown_until(history, POLICY) - (at + 100) == 300
 
 
+def test_cooldown__a_group_that_never_recovered_is_no_hour_of_health() -> None:
+    history = [closed("restart", 7_100, 7_000), row("backoff", NOW - 6_900, group_id=0)]
+    history.append(row("restart", NOW, group_id=0))
+    assert cooldown_until(history, POLICY) - NOW == 600
+
+
 def test_cooldown__without_restarts_none() -> None:
     assert cooldown_until(ladder(5), POLICY) == 0
     assert cooldown_until([row("restart", NOW, outcome="dry-run")], POLICY) == 0
