@@ -22,7 +22,8 @@ NAMESPACE = "dss-e2e"
 HOST = "demo.dss.test"
 ORDER = (
     "test_e2e_install", "test_e2e_apply", "test_e2e_status", "test_e2e_ingress",
-    "test_e2e_reconcile", "test_e2e_deletion", "test_e2e_bad_days", "test_e2e_remediation",
+    "test_e2e_reconcile", "test_e2e_prune", "test_e2e_deletion", "test_e2e_bad_days",
+    "test_e2e_remediation",
     "test_e2e_many", "test_e2e_kill_points", "test_e2e_outage", "test_e2e_nodes", "test_e2e_rbac",
     "test_e2e_namespaced",
 )  # fmt: skip
