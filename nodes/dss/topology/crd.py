@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from dss.base.errors import ConfigProblem
+from dss.topology.crd_affinity import affinity_schema
 from dss.topology.crd_rules import ROOT_RULES, RULES
 from dss.topology.crd_schema import schema_of
 from dss.topology.crd_status import printer_columns, status_schema
@@ -33,7 +34,8 @@ def default_spec() -> dict[str, Any]:
 
 def render_crd() -> dict[str, Any]:
     """The CustomResourceDefinition."""
-    spec = schema_of(KUBE_DEFAULTS, RULES, leave_out=frozenset({"name"}))
+    given = {"pod.affinity": affinity_schema()}
+    spec = schema_of(KUBE_DEFAULTS, RULES, given, leave_out=frozenset({"name"}))
     spec["description"] = "What the cluster should be. Every field has a default."
     spec["default"] = default_spec()
     schema = {

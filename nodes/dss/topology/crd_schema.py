@@ -32,14 +32,17 @@ Rules = dict[str, list[Schema]]
 """Path below `spec` ("" for itself, `lock.storage`) -> its CEL rules."""
 
 
-def schema_of(default: msgspec.Struct, rules: Rules, *, leave_out: frozenset[str]) -> Schema:
+def schema_of(
+    default: msgspec.Struct, rules: Rules, given: dict[str, Schema], *, leave_out: frozenset[str]
+) -> Schema:
     """The schema of `default`'s type, with its values as the defaults at every level.
 
     Args:
         rules: all must find their place, else KeyError.
+        given: path -> the schema of a field that the model holds as a plain map.
         leave_out: top-level fields that the resource does not have.
     """
-    walk = _Walk(dict(rules), leave_out)
+    walk = _Walk(dict(rules), given, leave_out)
     kind = type_info(type(default))
     assert isinstance(kind, StructType)
     schema = walk.struct(kind, default, "")
@@ -49,8 +52,9 @@ def schema_of(default: msgspec.Struct, rules: Rules, *, leave_out: frozenset[str
 
 
 class _Walk:
-    def __init__(self, rules: Rules, leave_out: frozenset[str]) -> None:
+    def __init__(self, rules: Rules, given: dict[str, Schema], leave_out: frozenset[str]) -> None:
         self.rules = rules
+        self.given = given
         self.leave_out = leave_out
 
     def struct(self, kind: StructType, default: Any, path: str) -> Schema:
@@ -104,7 +108,7 @@ class _Walk:
                 rule = {"rule": f"self.matches(r'{pattern}')", "message": _expected(path, extra)}
                 schema.setdefault("x-kubernetes-validations", []).insert(0, rule)
             return schema | (kind.extra_json_schema or {})
-        schema = _plain(kind)
+        schema = self.given.get(path) or _plain(kind)
         if isinstance(kind, ListType):
             schema["items"] = self.typed(kind.item_type, msgspec.NODEFAULT, f"{path}[]")
         elif isinstance(kind, DictType) and not isinstance(kind.value_type, AnyType):
@@ -149,8 +153,6 @@ def _plain(kind: Type) -> Schema:
         bounds = _bounds(maxItems=kind.max_length)
         return {"type": "array", "x-kubernetes-list-type": "atomic"} | bounds
     if isinstance(kind, DictType):
-        if isinstance(kind.value_type, AnyType):
-            return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         return {"type": "object"} | _bounds(maxProperties=kind.max_length)
     if isinstance(kind, UnionType):
         return {}

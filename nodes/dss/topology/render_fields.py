@@ -106,7 +106,7 @@ def _leaves(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
         items = each.get("items", {})
         if "properties" in items:
             yield from _leaves(items, f"{below}[]")
-        elif each.get("properties"):
+        elif each.get("properties") and below != "pod.affinity":
             yield from _leaves(each, below)
         else:
             yield below, each

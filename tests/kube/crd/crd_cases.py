@@ -131,6 +131,14 @@ INVALID: list[tuple[dict[str, Any], str]] = [
      "spec.pod.annotations: annotations of dss.io/ are the operator's own"),
     ({"pod": {"storageClassName": "Fast"}}, "spec.pod.storageClassName: expected lower-case"),
     ({"pod": {"affinity": "near"}}, "spec.pod.affinity in body must be of type object"),
+    ({"pod": {"affinity": {"nope": 1}}}, 'unknown field "spec.pod.affinity.nope"'),
+    ({"pod": {"affinity": {"podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [{"labelSelector": {}}]}}}},
+     "topologyKey: Required value"),
+    ({"pod": {"affinity": {"nodeAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 0, "preference": {"matchExpressions": []}}]}}}},
+     "weight in body should be greater than or equal to 1"),
     ({"image": ""}, "spec.image in body should be at least 1 chars long"),
     ({"image": "dss node"}, "spec.image: expected an image like"),
     ({"paused": "no"}, "spec.paused in body must be of type boolean"),

@@ -33,8 +33,16 @@ SPECS: dict[str, dict[str, Any]] = {
             "nodeSelector": {"disk": "fast"}, "priorityClassName": "system-cluster-critical",
             "tolerations": [{"operator": "Exists"}, {"key": "a", "value": "b", "effect":
                 "NoExecute", "tolerationSeconds": 5}],
-            "affinity": {"podAntiAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": []}},
+            "affinity": {
+                "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [
+                        {"key": "disk", "operator": "In", "values": ["fast"]},
+                        {"key": "old", "operator": "DoesNotExist"}]}]}},
+                "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 10, "podAffinityTerm": {
+                        "topologyKey": "kubernetes.io/hostname", "matchLabelKeys": ["a"],
+                        "labelSelector": {"matchLabels": {"app": "noisy"}}}}]},
+            },
             "storageClassName": "standard", "labels": {"team": "a"},
             "annotations": {"example.com/x": "y"},
         },

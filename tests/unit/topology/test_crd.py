@@ -44,9 +44,11 @@ def test_empty_resource__is_the_default_cluster_under_its_own_name() -> None:
 def test_defaults__at_every_level_the_whole_literal() -> None:
     assert SPEC["default"] == default_spec()
     for path, schema in below(SPEC):
-        if "[]" in path:
+        if "[]" in path or path.startswith("spec.pod.affinity."):
             continue
         assert "default" in schema, path
+        if path == "spec.pod.affinity":
+            continue
         for name, each in schema.get("properties", {}).items():
             assert schema["default"][name] == each["default"], f"{path}.{name}"
 
@@ -79,7 +81,7 @@ def test_rules__each_has_a_message_that_names_the_field() -> None:
 
 def test_a_rule_for_no_field__is_a_mistake() -> None:
     with pytest.raises(KeyError, match=r"lock\.nothing"):
-        schema_of(KUBE_DEFAULTS, {"lock.nothing": []}, leave_out=frozenset())
+        schema_of(KUBE_DEFAULTS, {"lock.nothing": []}, {}, leave_out=frozenset())
 
 
 def test_columns__as_promised() -> None:
