@@ -96,6 +96,8 @@ class Remedies:
                 "hand"
             )
         boot_id = self._boot_id(url)
+        if not boot_id:
+            raise _Refused(f"{member} does not answer: what runs there may be another process")
         if boot_id != action.boot_id:
             raise _Refused(f"{member} has been restarted since it was diagnosed")
         if process is not None:
