@@ -134,7 +134,7 @@ async def connect() -> ClientTransport:
         config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
     else:
         await config.load_kube_config(  # type: ignore[no-untyped-call]
-            client_configuration=configuration
+            config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
         )
     configuration.connection_pool_maxsize = 8
     return ClientTransport(ApiClient(configuration))

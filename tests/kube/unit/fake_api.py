@@ -70,7 +70,8 @@ class FakeApi:
         self.version = 0
         self.evictions: list[tuple[str, str]] = []
         self.eviction_status = 201
-        self.hang = asyncio.Event
+        self.log: list[tuple[int, str, str, Object]] = []
+        """(version, ADDED | MODIFIED | DELETED, plural, object): what a watch tells."""
         self._uids = 0
 
     # --- what tests ask ---
@@ -122,6 +123,8 @@ class FakeApi:
     def remove(self, plural: str, name: str, namespace: str = "ns") -> None:
         """As kubectl delete; what it owned goes too."""
         gone = self.objects.pop((plural, namespace, name))
+        self.version += 1
+        self.log.append((self.version, "DELETED", plural, gone))
         self.owners.pop((plural, namespace, name), None)
         self.collect(gone["metadata"]["uid"])
 
@@ -388,6 +391,8 @@ class FakeApi:
             meta["generation"] += 1
         self._bump(obj)
         self.objects[key] = obj
+        word = "ADDED" if live is None else "MODIFIED"
+        self.log.append((self.version, word, plural, copy.deepcopy(obj)))
         return obj
 
     def _bump(self, obj: Object) -> None:
