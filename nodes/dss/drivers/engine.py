@@ -22,13 +22,16 @@ import msgspec
 from dss.base import limits
 from dss.core.machine import PENDING, Machine, join_items
 from dss.core.raft import effects as fx
+from dss.core.raft import membership as members
 from dss.core.raft.log import SnapshotMeta
 from dss.core.raft.messages import (
+    ANSWERS,
     COMMAND,
     NOOP,
     AppendRequest,
     Configuration,
     Entry,
+    Member,
     RaftMessage,
     SnapshotChunk,
     SnapshotResponse,
@@ -103,6 +106,10 @@ def _incarnations(configuration: Configuration) -> dict[str, str]:
     }
 
 
+ChangeDone = Callable[[str], None]
+"""done(code): "" when the change is made, `indeterminate`, or the core's refusal."""
+
+
 class Group:
     """One Raft group on this node: its core, its machine and what waits for them."""
 
@@ -110,6 +117,8 @@ class Group:
         "applied_bytes",
         "applied_index",
         "applied_log_ms",
+        "changes",
+        "changes_by_ref",
         "commit_heard",
         "configuration",
         "due_in_flight",
@@ -140,8 +149,10 @@ class Group:
         self.gid = gid
         self.raft = raft
         self.machine = machine
-        self.configuration = configuration
-        self.members = _incarnations(configuration)
+        self.configuration = configuration  # at `applied_index`
+        self.members = _incarnations(raft.membership.configuration)
+        self.changes_by_ref: dict[int, ChangeDone] = {}
+        self.changes: dict[int, tuple[int, ChangeDone]] = {}
         self.inbox: list[fx.Event] = []
         self.listed = False
         self.pending: list[Flight] = []
@@ -169,7 +180,7 @@ class Engine:
 
     Args:
         node_id: this node's id.
-        incarnation: of its data directory; messages for groups that list another are dropped.
+        incarnation: of its data directory: groups that list another do not count this node.
         wal: opened; everything recovered is in `recovered`.
         recovered: what `Wal.open` gave, by group id.
         snapshots: where snapshots live.
@@ -249,6 +260,7 @@ class Engine:
         raft = Raft(
             group=state.group,
             node_id=self.node_id,
+            incarnation=self.incarnation,
             configuration=state.configuration,
             term=state.term,
             voted_for=state.voted_for,
@@ -277,7 +289,7 @@ class Engine:
             group = groups.get(message.group)
             if group is None:
                 continue
-            if group.members.get(peer) != incarnation:
+            if group.members.get(peer) != incarnation and isinstance(message, ANSWERS):
                 self._mismatch(group, peer, incarnation)
                 continue
             if not group.listed:
@@ -337,6 +349,14 @@ class Engine:
         group.inbox.append(fx.Read(ref))
         self._touch(group)
         self._hooks.wake()
+
+    def change_members(self, gid: int, member: Member, *, remove: bool, done: ChangeDone) -> None:
+        """Add `member` as a learner, or remove it: `done` once that is committed, or is not."""
+        group = self.groups[gid]
+        ref = self._next_ref
+        self._next_ref += 1
+        group.changes_by_ref[ref] = done
+        self.event(gid, fx.ChangeMembers(ref, member, remove))
 
     def event(self, gid: int, event: fx.Event) -> None:
         """Any other event for one group (Transfer, …)."""
@@ -505,11 +525,11 @@ class Engine:
                 group.due_in_flight = False  # it may have joined clients' proposals
             self._hooks.refused(group.gid, flight, effect.code, effect.leader)
         elif isinstance(effect, fx.ReadReady):
-            done = group.reads.pop(effect.ref)
+            reader = group.reads.pop(effect.ref)
             if group.applied_index >= effect.index:
-                done(self.node_id, True)
+                reader(self.node_id, True)
             else:
-                group.read_waiters.append((effect.index, done))
+                group.read_waiters.append((effect.index, reader))
         elif isinstance(effect, fx.ReadFailed):
             group.reads.pop(effect.ref)(effect.leader, False)
         elif isinstance(effect, fx.RoleChanged):
@@ -518,6 +538,13 @@ class Engine:
             self._send_chunk(group, effect)
         elif isinstance(effect, fx.StoreChunk):
             self._store_chunk(group, effect)
+        elif isinstance(effect, fx.MembersChanged):
+            group.members = _incarnations(effect.configuration)
+        elif isinstance(effect, fx.ChangeProposed):
+            done = group.changes_by_ref.pop(effect.ref)
+            group.changes[effect.index] = (group.raft.term, done)
+        elif isinstance(effect, fx.ChangeRefused):
+            group.changes_by_ref.pop(effect.ref)(effect.code)
         else:
             raise AssertionError(f"unknown effect {effect!r}")
 
@@ -540,6 +567,8 @@ class Engine:
                 machine.leader_changed(entry.index, entry.log_ms)
                 # The core starts its log time when it hears that the no-op is applied.
                 self._touch(group)
+            else:
+                self._apply_configuration(group, entry)
             group.applied_index = entry.index
             group.applied_log_ms = entry.log_ms
             group.entries_since_snapshot += 1
@@ -593,6 +622,17 @@ class Engine:
                     answer(rids[at], result[0], result[1])
             position += count
 
+    def _apply_configuration(self, group: Group, entry: Entry) -> None:
+        group.configuration = members.decode(entry.payload)
+        term, done = group.changes.pop(entry.index, (entry.term, None))
+        if done is not None:
+            done("" if term == entry.term else "indeterminate")
+
+    def _end_changes(self, group: Group) -> None:
+        changes, group.changes = group.changes, {}
+        for _, done in changes.values():
+            done("indeterminate")
+
     def _release_reads(self, group: Group) -> None:
         waiting, group.read_waiters = group.read_waiters, []
         for index, done in waiting:
@@ -631,6 +671,10 @@ class Engine:
             for flight in flights:
                 self._lose(flight)
             self._end_waits(group, None)
+            self._end_changes(group)
+            refs, group.changes_by_ref = group.changes_by_ref, {}
+            for change in refs.values():
+                change("indeterminate")
             reads, group.reads = group.reads, {}
             for done in reads.values():
                 done(None, False)
@@ -645,6 +689,7 @@ class Engine:
                 self._lose(flight)
             group.due_in_flight = False
             self._end_waits(group, effect.leader)
+            self._end_changes(group)
         self._hooks.role_changed(group.gid, effect.role, effect.term, effect.leader, effect.reason)
 
     def _end_waits(self, group: Group, leader: str | None) -> None:
@@ -689,7 +734,13 @@ class Engine:
                 self.take_snapshot(group)
 
     def take_snapshot(self, group: Group) -> None:
-        """Save the machine's state; the log up to here may then go."""
+        """Save the machine's state; the log up to here may then go.
+
+        Not while this node does not know who the members were at that point: it has joined, and
+        applied no configuration yet (drivers/founding.py).
+        """
+        if not group.configuration.voters:
+            return
         index, log_ms = group.applied_index, group.applied_log_ms
         term = group.raft.log.term_at(index)
         assert term is not None, "what is applied is in the log or the snapshot"
@@ -784,7 +835,6 @@ class Engine:
         group.applied_log_ms = chunk.log_ms
         group.entries_since_snapshot = group.applied_bytes = 0
         group.configuration = chunk.configuration
-        group.members = _incarnations(chunk.configuration)
         self.wal.snapshot(
             group.gid, chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.configuration
         )

@@ -15,6 +15,7 @@ import msgspec
 from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
 from dss.core.raft.log import SnapshotMeta
+from dss.core.raft.membership import decode
 from dss.core.raft.raft import Raft
 from dss.core.raft.settings import RaftSettings
 
@@ -29,6 +30,10 @@ def configuration(voters: Iterable[str], learners: Iterable[str] = ()) -> msg.Co
     )
 
 
+def members_of(configuration: msg.Configuration) -> dict[str, str]:
+    return {m.node_id: m.incarnation for m in configuration.voters + configuration.learners}
+
+
 def entries_of(terms: Iterable[int], first: int = 1) -> list[msg.Entry]:
     """A log as the paper draws it: the terms of its entries."""
     return [
@@ -40,9 +45,19 @@ def entries_of(terms: Iterable[int], first: int = 1) -> list[msg.Entry]:
 class Node:
     """One member with its disk: what is synced survives a restart, the rest does not."""
 
-    def __init__(self, cluster: Cluster, name: str, terms: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        terms: Iterable[int] = (),
+        incarnation: str = "",
+        configuration: msg.Configuration | None = None,
+    ) -> None:
         self.cluster = cluster
         self.name = name
+        self.incarnation = incarnation or "i-" + name
+        # durable too: the configuration at the snapshot, or the founding one
+        self.configuration = cluster.configuration if configuration is None else configuration
         self.up = True
         self.auto_sync = True
         # durable
@@ -64,11 +79,14 @@ class Node:
 
     def boot(self) -> None:
         self.machine = [p for p in self.snapshot_data.split(b"|") if p]
+        self.applied_configuration = self.configuration
+        self.members = members_of(self.configuration)
         self.cluster.applied_by[self.name] = self.snapshot.index if self.snapshot else 0
         self.raft = Raft(
             group=GROUP,
             node_id=self.name,
-            configuration=self.cluster.configuration,
+            incarnation=self.incarnation,
+            configuration=self.configuration,
             term=max(self.term, self.log[-1].term if self.log else 0),
             voted_for=self.voted_for,
             snapshot=self.snapshot,
@@ -77,6 +95,7 @@ class Node:
             rng=random.Random(self.cluster.rng.random()),
             now_ms=self.cluster.now,
         )
+        self.members = members_of(self.raft.membership.configuration)
 
     def step(self, *events: fx.Event) -> list[fx.Effect]:
         if not self.up:
@@ -115,11 +134,15 @@ class Node:
                 self.cluster.note_applied(self, entry)
                 if entry.kind == msg.COMMAND:
                     self.machine.append(entry.payload)
+                elif entry.kind == msg.CONFIGURATION:
+                    self.applied_configuration = decode(entry.payload)
             self.cluster.later.append((self, fx.Applied(effect.entries[-1].index)))
         elif isinstance(effect, fx.SendSnapshot):
             self.send_chunk(effect)
         elif isinstance(effect, fx.StoreChunk):
             self.store_chunk(effect)
+        elif isinstance(effect, fx.MembersChanged):
+            self.members = members_of(effect.configuration)
         elif isinstance(effect, fx.RoleChanged):
             self.roles.append(effect)
 
@@ -162,6 +185,7 @@ class Node:
         self.snapshot_data = b"|".join(self.machine) or b"|"
         meta = msgspec.structs.replace(meta, size=len(self.snapshot_data))
         self.snapshot = meta
+        self.configuration = self.applied_configuration
         self.step(fx.SnapshotTaken(meta.index, meta.term, meta.log_ms, meta.size))
         self.log = [e for e in self.log if e.index > raft.log.base_index]
 
@@ -176,7 +200,7 @@ class Node:
             meta.index,
             meta.term,
             meta.log_ms,
-            self.cluster.configuration,
+            self.configuration,
             meta.size,
             effect.offset,
             data,
@@ -202,6 +226,7 @@ class Node:
         self.log = [e for e in self.log if matches and e.index > chunk.index]
         self.snapshot_data = data
         self.snapshot = SnapshotMeta(chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.size)
+        self.configuration = self.applied_configuration = chunk.configuration
         self.chunks = (0, b"")
         self.machine = [p for p in data.split(b"|") if p]
         self.cluster.applied_by[self.name] = chunk.index
@@ -241,6 +266,32 @@ class Cluster:
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
 
+    # --- members ---------------------------------------------------------------------------
+
+    def join(self, name: str, incarnation: str = "") -> Node:
+        """An empty node, with a group that knows no members yet."""
+        assert name not in self.nodes
+        node = self.nodes[name] = Node(self, name, (), incarnation, msg.Configuration(()))
+        return node
+
+    def wipe(self, name: str) -> None:
+        """The node and its disk are gone."""
+        del self.nodes[name]
+        for queue in (self.later, self.now_first):
+            queue[:] = [(node, event) for node, event in queue if node.name != name]
+        self.wire = [m for m in self.wire if name not in m[:2]]
+
+    def change(self, name: str, member: str, *, remove: bool = False, incarnation: str = "") -> str:
+        """Ask `name` to add or remove a member; the refusal's code, or "" when it was proposed."""
+        of = msg.Member(member, incarnation or "i-" + member)
+        effects = self.nodes[name].step(fx.ChangeMembers(1, of, remove))
+        refused = [e.code for e in effects if isinstance(e, fx.ChangeRefused)]
+        assert refused or any(isinstance(e, fx.ChangeProposed) for e in effects)
+        return refused[0] if refused else ""
+
+    def voters(self, name: str) -> list[str]:
+        return list(self.nodes[name].raft.membership.voters)
+
     # --- network ---------------------------------------------------------------------------
 
     def post(self, source: str, target: str, message: msg.RaftMessage) -> None:
@@ -248,7 +299,11 @@ class Cluster:
             self.wire.append((source, target, message))
 
     def deliver(self, source: str, target: str, message: msg.RaftMessage) -> None:
-        if (source, target) in self.cut:
+        """As the engine does: what is counted must come from the incarnation that is listed."""
+        if (source, target) in self.cut or source not in self.nodes or target not in self.nodes:
+            return
+        listed = self.nodes[target].members.get(source)
+        if isinstance(message, msg.ANSWERS) and listed != self.nodes[source].incarnation:
             return
         self.nodes[target].step(fx.Receive(source, message))
         self.settle_local()

@@ -262,33 +262,46 @@ def test_single_voter__elects_itself_at_once_and_commits_after_its_own_sync():
     assert node.machine == [b"a"]
 
 
-def test_learner__never_campaigns_nor_votes_nor_counts_but_receives():
-    cluster = Cluster(logs={"a": [], "b": [], "z": []}, learners=["z"])
+def test_learner__never_campaigns_nor_counts_but_receives_and_votes_when_asked():
+    cluster = Cluster(logs={"a": [], "b": [], "z": []}, learners=["z"], promote_learners=False)
     learner = cluster["z"]
     assert learner.raft.role == "learner"
     assert learner.raft.next_deadline_ms == NEVER_MS
     cluster.now += 60_000
     assert learner.step(fx.Tick()) == []
-    asked = learner.step(fx.Receive("a", vote(1, 9, 1)), fx.Receive("b", vote(2, 9, 9, pre=True)))
-    assert kinds(asked, fx.Send) + kinds(asked, fx.SendAfterSync) == []
-    assert learner.raft.voted_for is None
+    # §4.1: the candidate may know that the learner has become a voter; the candidate counts.
+    asked = learner.step(fx.Receive("a", vote(1, 9, 1)), fx.Receive("b", vote(1, 9, 9)))
+    assert [e.message.granted for e in kinds(asked, fx.SendAfterSync)] == [True, False]
+    assert learner.raft.role == "learner"
+    cluster.wire.clear()
     leader = cluster.elect("a")
     cluster.isolate("b")
     leader.step(fx.Propose(1, b"x"))
     cluster.settle()
-    assert learner.raft.last_index == 2
+    assert learner.raft.last_index == leader.raft.last_index == 2
     assert leader.raft.commit_index == 1, "one voter and one learner are no quorum of two voters"
 
 
-def test_unknown_member__its_votes_and_requests_are_ignored():
+def test_unknown_member__its_votes_and_answers_are_ignored():
     raft = make()
-    assert raft.step([fx.Receive("zz", vote(9, 9, 9))], 10) == []
-    assert raft.step([fx.Receive("zz", vote(9, 9, 9, pre=True))], 10) == []
     raft.step([fx.Tick()], 1_000)
     raft.step([fx.Receive("zz", msg.VoteResponse(GROUP, 1, True, True))], 1_001)
     assert raft.role == "pre_candidate"
     assert raft.step([fx.Receive("zz", msg.AppendResponse(GROUP, 9, True, 1))], 1_002) == []
     assert raft.term == 0
+
+
+def test_unknown_candidate__is_voted_for_unless_a_leader_is_heard():
+    """§4.1: our configuration may lag behind the candidate's; §4.2.3: or it was removed."""
+    raft = make()
+    raft.step([fx.Receive("b", msg.Heartbeat(GROUP, 1, 0))], 10)
+    assert raft.step([fx.Receive("zz", vote(9, 9, 9))], 20) == []
+    (refused,) = raft.step([fx.Receive("zz", vote(9, 9, 9, pre=True))], 20)
+    assert isinstance(refused, fx.Send)
+    assert not refused.message.granted
+    answers = raft.step([fx.Receive("zz", vote(9, 9, 9))], 10_000)
+    assert [e.message.granted for e in kinds(answers, fx.SendAfterSync)] == [True]
+    assert raft.voted_for == "zz"
 
 
 def test_repeated_vote__counts_once():

@@ -34,7 +34,7 @@ class Chaos:
         self.loss = self.rng.choice([0.0, 0.05, 0.2])
         self.doubles = self.rng.choice([0.0, 0.1])
         self.proposed: dict[bytes, None] = {}
-        self.answered_reads = 0
+        self.replaced = 0
 
     def deliver_some(self) -> None:
         cluster, rng = self.cluster, self.rng
@@ -63,7 +63,7 @@ class Chaos:
     def fault(self) -> None:
         cluster, rng = self.cluster, self.rng
         node = rng.choice(list(cluster.nodes.values()))
-        kind = rng.randrange(8)
+        kind = rng.randrange(10)
         if kind == 0:
             node.restart()
         elif kind == 1:
@@ -82,7 +82,39 @@ class Chaos:
             node.step(fx.LinkChanged(other, rng.random() < 0.5))
         elif kind == 7:
             node.sync()
+        elif kind == 8:
+            self.change_members(node.name)
+        elif kind == 9 and node is cluster.leader():
+            gone = [n for n in cluster.nodes if n not in node.raft.membership.members]
+            if gone and node.raft.membership.index <= node.raft.commit_index:
+                self.replace(rng.choice(gone))
         cluster.settle_local()
+
+    def change_members(self, leader: str) -> None:
+        name = self.rng.choice([*self.cluster.nodes, "late"])
+        if name not in self.cluster.nodes:
+            self.cluster.join(name)
+        node = self.cluster[name]
+        remove = self.rng.random() < 0.4
+        self.cluster.change(leader, name, remove=remove, incarnation=node.incarnation)
+
+    def replace(self, name: str) -> None:
+        """A removed node loses its disk, and waits to be added again."""
+        self.cluster.wipe(name)
+        self.replaced += 1
+        self.cluster.join(name, f"i-{self.replaced}")
+
+    def add_everybody(self) -> None:
+        cluster = self.cluster
+        for _ in range(20):
+            leader = cluster.await_leader(30_000)
+            members = leader.raft.membership.members
+            missing = [n for n in cluster.nodes.values() if n.name not in members]
+            if not missing:
+                return
+            cluster.change(leader.name, missing[0].name, incarnation=missing[0].incarnation)
+            cluster.run(1_000)
+        raise AssertionError("a member is missing")
 
     def run(self) -> None:
         cluster, rng = self.cluster, self.rng
@@ -111,6 +143,7 @@ class Chaos:
             node.sync()
         cluster.settle_local()
         cluster.run(3_000)
+        self.add_everybody()
         for _ in range(5):  # a leader that is handing over refuses proposals for a while
             leader = cluster.await_leader(30_000)
             refused = leader.step(fx.Propose(1, b"last"))[0]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dss.core.raft.messages import Configuration, Entry, RaftMessage, SnapshotChunk
+from dss.core.raft.messages import Configuration, Entry, Member, RaftMessage, SnapshotChunk
 
 # --- events -------------------------------------------------------------------------------
 
@@ -63,6 +63,18 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
     target: str | None = None
 
 
+class ChangeMembers(msgspec.Struct, frozen=True, gc=False):
+    """Add `member` as a learner (voter once it has caught up), or remove it: one at a time (§4.1).
+
+    Answered in the same step: ChangeProposed or ChangeRefused. `remove` names an incarnation too,
+    so that a repeated removal never hits the node that took its place.
+    """
+
+    ref: int
+    member: Member
+    remove: bool = False
+
+
 class Backoff(msgspec.Struct, frozen=True, gc=False):
     """Give up a candidacy and do not campaign for `wait_ms`: how a split vote is ended.
 
@@ -106,6 +118,7 @@ Event = (
     | Synced
     | Applied
     | Transfer
+    | ChangeMembers
     | Backoff
     | LinkChanged
     | SnapshotTaken
@@ -177,6 +190,27 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     leader: str | None
 
 
+class ChangeProposed(msgspec.Struct, frozen=True, gc=False):
+    """The configuration entry stands at `index`: it counts at once, and is made once applied."""
+
+    ref: int
+    index: int
+
+
+class ChangeRefused(msgspec.Struct, frozen=True, gc=False):
+    """Nothing was appended. `code` is `not_leader`, `transferring`, or one of leadership.py's."""
+
+    ref: int
+    code: str
+    leader: str | None
+
+
+class MembersChanged(msgspec.Struct, frozen=True):
+    """From now on these are the members, as the log stands (a truncation may undo it)."""
+
+    configuration: Configuration
+
+
 class ReadReady(msgspec.Struct, frozen=True, gc=False):
     """A read begun as `ref` is linearizable once `index` has been applied here."""
 
@@ -211,6 +245,9 @@ Effect = (
     | Apply
     | Proposed
     | Refused
+    | ChangeProposed
+    | ChangeRefused
+    | MembersChanged
     | ReadReady
     | ReadFailed
     | RoleChanged

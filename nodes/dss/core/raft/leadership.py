@@ -3,7 +3,7 @@
 Lives from the election to the step-down: `Raft` makes one, sends it events and drops it, so no
 state of one term can leak into the next. What must not live here: terms, votes and the
 follower's half (raft.py).
-Source: Raft thesis §3.5-3.6, §3.10, §6.2 (check-quorum), §6.4, §10.2.1.
+Source: Raft thesis §3.5-3.6, §3.10, §4.1-4.2, §6.2 (check-quorum), §6.4, §10.2.1.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dss.core.raft import effects as fx
+from dss.core.raft import membership as members
 from dss.core.raft import messages as msg
-from dss.core.raft.messages import Entry
+from dss.core.raft.messages import Configuration, Entry
 from dss.core.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from dss.core.raft.reads import ReadRounds
 
@@ -27,6 +28,7 @@ class Leadership:
 
     __slots__ = (
         "_commit_dirty",
+        "_leaving",
         "_log",
         "_log_clock_ms",
         "_log_ms_base",
@@ -46,6 +48,7 @@ class Leadership:
         self._log = raft.log
         self._settings = raft.settings
         self.peers: dict[str, Progress] = {}
+        self._leaving: list[Progress] = []
         self.reads = ReadRounds()
         self.heartbeat_due_ms = self._next_heartbeat_ms()
         self.transfer_target: str | None = None
@@ -64,6 +67,7 @@ class Leadership:
             for peer in raft.membership.members
             if peer != raft.node_id
         }
+        self._leaving += [old[peer] for peer in old if peer not in self.peers]
         self._commit_dirty = self._send_dirty = True
 
     def log_ms(self, now_ms: int) -> int:
@@ -77,6 +81,7 @@ class Leadership:
         """Before the step's effects are collected: commit, then begin reads."""
         if self._commit_dirty:
             self._advance_commit()
+            self._promote_learners()
         if self.reads.waiting and self._raft.commit_index >= self.noop_index:
             self._begin_read_round()
 
@@ -89,6 +94,8 @@ class Leadership:
         log.append(entry)
         raft.unwritten.append(entry)
         self._send_dirty = True
+        if kind == msg.CONFIGURATION:
+            raft.reconfigure(entry)
         return index
 
     def on_propose(self, event: fx.Propose) -> None:
@@ -129,6 +136,73 @@ class Leadership:
         )
         if index > raft.commit_index and self._log.term_at(index) == raft.term:
             raft.commit_index = index
+
+    # --- members ---------------------------------------------------------------------------
+
+    def on_change_members(self, event: fx.ChangeMembers) -> None:
+        raft, member = self._raft, event.member
+        configuration = raft.membership.configuration
+        code = self._why_not_remove(member) if event.remove else self._why_not_add(member)
+        code = code or self._why_no_change()
+        if code:
+            raft.emit(fx.ChangeRefused(event.ref, code, raft.leader))
+            return
+        if event.remove:
+            configuration = members.without(configuration, member.node_id)
+        else:
+            configuration = members.with_learner(configuration, member)
+        raft.emit(fx.ChangeProposed(event.ref, self._reconfigure(configuration)))
+
+    def _reconfigure(self, configuration: Configuration) -> int:
+        payload = members.encode(configuration)
+        return self._append(msg.CONFIGURATION, payload, self.log_ms(self._raft.now_ms))
+
+    def _why_no_change(self) -> str:
+        """§4.1: one change at a time; and the first one only after the no-op of this term is
+        committed, so that two leaders never work from configurations that differ by two steps."""
+        raft = self._raft
+        if self.transfer_target is not None:
+            return "transferring"
+        if raft.commit_index < self.noop_index:
+            return "not_ready"
+        return "change_under_way" if raft.commit_index < raft.membership.index else ""
+
+    def _why_not_add(self, member: msg.Member) -> str:
+        known = self._raft.membership.members.get(member.node_id)
+        if known is None:
+            return ""
+        return "already_member" if known == member else "other_incarnation"
+
+    def _why_not_remove(self, member: msg.Member) -> str:
+        raft = self._raft
+        if raft.membership.members.get(member.node_id) != member:
+            return "not_member"
+        if member.node_id == raft.node_id:
+            return "is_leader"
+        rest = [voter for voter in raft.membership.voters if voter != member.node_id]
+        answering = [voter for voter in rest if voter == raft.node_id or self._answers(voter)]
+        return "breaks_quorum" if len(answering) < len(rest) // 2 + 1 else ""
+
+    def _answers(self, peer: str) -> bool:
+        silence_ms = self._raft.now_ms - self.peers[peer].contact_ms
+        return silence_ms <= self._settings.election_max_ms
+
+    def _promote_learners(self) -> None:
+        """§4.2.1: a learner that caught up within an election timeout becomes a voter."""
+        raft = self._raft
+        if not raft.membership.learners or not self._settings.promote_learners:
+            return
+        for node_id in raft.membership.learners:
+            progress = self.peers[node_id]
+            if progress.state != REPLICATE or progress.match < progress.round_target:
+                continue
+            took_ms = raft.now_ms - progress.round_began_ms
+            if took_ms > self._settings.election_min_ms:
+                progress.begin_round(self._log.last_index, raft.now_ms)
+            elif not self._why_no_change():
+                raft.note(f"{node_id} has caught up")
+                self._reconfigure(members.promoted(raft.membership.configuration, node_id))
+                return
 
     # --- reads -----------------------------------------------------------------------------
 
@@ -186,6 +260,8 @@ class Leadership:
         if progress is None:
             return
         now = progress.contact_ms = self._raft.now_ms
+        if peer in self._raft.membership.learners:
+            self._commit_dirty = True  # look again whether it may be promoted
         if response.context > progress.read_context:
             progress.read_context = response.context
             self._confirm_reads()
@@ -222,6 +298,12 @@ class Leadership:
                     self._pipeline(progress, shared, written)
             elif progress.state == PROBE and not progress.waiting:
                 self._probe(progress, shared, written)
+        leaving, self._leaving = self._leaving, []
+        for progress in leaving:
+            # The last it hears: that it was removed. If that is lost, it asks for pre-votes in
+            # vain until somebody stops it.
+            if progress.state == REPLICATE and progress.next <= last_index:
+                self._pipeline(progress, shared, written)
 
     def _pipeline(self, progress: Progress, shared: Shared, written: tuple[Entry, ...]) -> None:
         settings, log = self._settings, self._log

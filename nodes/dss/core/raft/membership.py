@@ -1,43 +1,68 @@
 """Who belongs to a group, as its log says: the newest configuration entry counts once appended.
 
-The configurations behind it are kept, because a truncation brings the former one back. What must
-not live here: how a change is proposed (a later issue). Source: Raft thesis §4.1.
+The configurations behind it are kept, because a truncation brings the former one back. A member
+is an id *and* the incarnation of its data directory: a process that finds its id listed with
+another incarnation is no member (its disk was lost), and neither campaigns nor counts itself.
+
+What must not live here: when a change may be made (leadership.py). Source: Raft thesis §4.1;
+learners: §4.2.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from dss.core.raft.messages import CONFIGURATION, Configuration, Entry
+from dss.core.raft.messages import CONFIGURATION, Configuration, Entry, Member
 
 _decoder = msgspec.msgpack.Decoder(Configuration)
+_encoder = msgspec.msgpack.Encoder()
 
 
 class Membership:
-    """`voters` and `members` (voters and learners) are dicts for their order, in id order."""
+    """`voters`, `learners` and `members` (both) are dicts by node id, in id order.
 
-    __slots__ = ("_history", "configuration", "members", "quorum", "voters")
+    `listed`: whether this very process is a member, `votes`: a voter. `index`: of the newest
+    configuration entry; 0 when it is the founding record's or a snapshot's.
+    """
 
-    def __init__(self, configuration: Configuration, entries: Sequence[Entry]) -> None:
+    __slots__ = (
+        "_history",
+        "_me",
+        "configuration",
+        "index",
+        "learners",
+        "listed",
+        "members",
+        "quorum",
+        "voters",
+        "votes",
+    )
+
+    def __init__(self, configuration: Configuration, entries: Sequence[Entry], me: Member) -> None:
+        """`me` with an empty incarnation is this id in whatever incarnation."""
+        self._me = me
         self._history = [(0, configuration)]
         self.append(entries)
         self._use()
 
     def _use(self) -> None:
-        configuration = self._history[-1][1]
+        self.index, configuration = self._history[-1]
         self.configuration = configuration
-        self.voters = {member.node_id: None for member in configuration.voters}
-        self.members = dict(self.voters)
-        self.members.update({member.node_id: None for member in configuration.learners})
+        self.voters = {member.node_id: member for member in configuration.voters}
+        self.learners = {member.node_id: member for member in configuration.learners}
+        self.members = self.voters | self.learners
         self.quorum = len(self.voters) // 2 + 1
+        me = self.members.get(self._me.node_id)
+        self.listed = me is not None and self._me.incarnation in ("", me.incarnation)
+        self.votes = self.listed and self._me.node_id in self.voters
 
     def append(self, entries: Sequence[Entry]) -> bool:
         """Entries were appended. True: the members are others now."""
         found = [entry for entry in entries if entry.kind == CONFIGURATION]
         for entry in found:
-            self._history.append((entry.index, _decoder.decode(entry.payload)))
+            self._history.append((entry.index, decode(entry.payload)))
         if found:
             self._use()
         return bool(found)
@@ -62,3 +87,38 @@ class Membership:
         """Start again from an installed snapshot."""
         self._history = [(0, configuration)]
         self._use()
+
+
+def encode(configuration: Configuration) -> bytes:
+    """The payload of a CONFIGURATION entry."""
+    return _encoder.encode(configuration)
+
+
+def decode(payload: bytes) -> Configuration:
+    return _decoder.decode(payload)
+
+
+def with_learner(configuration: Configuration, member: Member) -> Configuration:
+    return Configuration(configuration.voters, _sorted([*configuration.learners, member]))
+
+
+def promoted(configuration: Configuration, node_id: str) -> Configuration:
+    """The learner `node_id` as a voter."""
+    (member,) = (m for m in configuration.learners if m.node_id == node_id)
+    return Configuration(
+        _sorted([*configuration.voters, member]), _without(configuration.learners, node_id)
+    )
+
+
+def without(configuration: Configuration, node_id: str) -> Configuration:
+    return Configuration(
+        _without(configuration.voters, node_id), _without(configuration.learners, node_id)
+    )
+
+
+def _without(members: Iterable[Member], node_id: str) -> tuple[Member, ...]:
+    return tuple(member for member in members if member.node_id != node_id)
+
+
+def _sorted(members: Iterable[Member]) -> tuple[Member, ...]:
+    return tuple(sorted(members, key=lambda member: member.node_id))

@@ -145,3 +145,8 @@ RaftMessage = (
     | SnapshotResponse
     | TimeoutNow
 )
+
+ANSWERS: Final = (VoteResponse, AppendResponse, HeartbeatResponse, SnapshotResponse)
+"""What is counted. It counts only from a member, in the incarnation that the receiver's own
+configuration lists: a lost disk must not vote or acknowledge under its old name. Requests are
+looked at whoever sends them (§4.1): the receiver's configuration may lag behind the sender's."""

@@ -20,7 +20,8 @@ class Progress:
 
     `match` is durable there; `next` is the next index to send; `waiting` (PROBE) means a request
     is out; `contact_ms` is when it last answered; `read_context` is the last ReadIndex round it
-    confirmed; `stuck_at` is the match seen at the last heartbeat response.
+    confirmed; `stuck_at` is the match seen at the last heartbeat response. `round_target` and
+    `round_began_ms` are a learner's catch-up round: what it must have, and since when (§4.2.1).
     """
 
     __slots__ = (
@@ -31,6 +32,8 @@ class Progress:
         "next",
         "node_id",
         "read_context",
+        "round_began_ms",
+        "round_target",
         "snapshot_index",
         "snapshot_offset",
         "snapshot_sent_ms",
@@ -47,12 +50,18 @@ class Progress:
         self.waiting = False
         self.contact_ms = now_ms
         self.read_context = 0
+        self.begin_round(next_index - 1, now_ms)
         self.stuck_at = -1
         self.inflight: deque[tuple[int, int]] = deque()
         self.inflight_bytes = 0
         self.snapshot_index = 0
         self.snapshot_offset = 0
         self.snapshot_sent_ms = 0
+
+    def begin_round(self, target: int, now_ms: int) -> None:
+        """A learner must now reach `target` within an election timeout."""
+        self.round_target = target
+        self.round_began_ms = now_ms
 
     def _clear_window(self) -> None:
         self.inflight.clear()

@@ -25,7 +25,7 @@ from dss.core.raft import messages as msg
 from dss.core.raft.leadership import Leadership
 from dss.core.raft.log import RaftLog, SnapshotMeta
 from dss.core.raft.membership import Membership
-from dss.core.raft.messages import Configuration, Entry
+from dss.core.raft.messages import Configuration, Entry, Member
 from dss.core.raft.settings import RaftSettings, RandomSource
 
 FOLLOWER: Final = "follower"
@@ -43,6 +43,8 @@ class Raft:
     Args:
         group: the Raft group's id, on every message.
         node_id: this member.
+        incarnation: of its data directory: where the configuration lists its id with another one,
+            it is no member. Empty: its id is enough.
         configuration: the group's members as recovery knows them (snapshot or founding record).
         term, voted_for: the recovered hard state.
         snapshot: the newest durable snapshot, already restored into the machine.
@@ -56,6 +58,7 @@ class Raft:
         *,
         group: int,
         node_id: str,
+        incarnation: str = "",
         configuration: Configuration,
         term: int = 0,
         voted_for: str | None = None,
@@ -75,7 +78,7 @@ class Raft:
         self.log = RaftLog(snapshot, entries)
         self.commit_index = self.applied_index = snapshot.index if snapshot else 0
         self.synced_index = self.log.last_index
-        self.membership = Membership(configuration, entries)
+        self.membership = Membership(configuration, entries, Member(node_id, incarnation))
         self.story: deque[str] = deque(maxlen=STORY_LINES_MAX)
         self.counters = {"started": 0, "won": 0, "lost": 0, "split": 0, "pre_votes": 0}
         self._rng = rng
@@ -94,7 +97,7 @@ class Raft:
         self._backoff_until_ms = -NEVER_MS
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
-        if node_id not in self.membership.voters:
+        if not self.membership.votes:
             self.role = LEARNER
         self._redraw_timeout()
         self._event_handlers = self._make_event_handlers()
@@ -109,6 +112,7 @@ class Raft:
             fx.Synced: self._on_synced,
             fx.Applied: self._on_applied,
             fx.Transfer: self._on_transfer,
+            fx.ChangeMembers: self._on_change_members,
             fx.Backoff: self._on_backoff,
             fx.LinkChanged: self._on_link_changed,
             fx.SnapshotTaken: self._on_snapshot_taken,
@@ -173,6 +177,7 @@ class Raft:
             "synced_index": self.synced_index,
             "snapshot_index": self.log.snapshot.index if self.log.snapshot else 0,
             "voters": list(self.membership.voters),
+            "learners": list(self.membership.learners),
             "peers": self._leading.peers_status() if self._leading is not None else {},
             "elections": dict(self.counters),
             "backoff_ms": self.backoff_ms,
@@ -200,7 +205,8 @@ class Raft:
         assert (self.role == LEADER) == (self.leader == self.node_id)
         if self.role in (CANDIDATE, LEADER):
             assert self.voted_for == self.node_id
-            assert self.node_id in self.membership.voters
+            assert self.membership.votes
+        assert self.membership.votes != (self.role == LEARNER)
         assert (self._leading is not None) == (self.role == LEADER)
         if self._leading is not None:
             self._leading.check_invariants()
@@ -282,7 +288,7 @@ class Raft:
             self._save_state()
         if self.role == LEADER and role != LEADER:
             self._lay_down_leadership(leader)
-        if role == FOLLOWER and self.node_id not in self.membership.voters:
+        if role == FOLLOWER and not self.membership.votes:
             role = LEARNER
         self.role = role
         self.leader = leader
@@ -318,7 +324,7 @@ class Raft:
     def _redraw_timeout(self) -> None:
         """A fresh random election timeout, from now; a lone voter need not wait for anyone."""
         settings = self.settings
-        if len(self.membership.voters) == 1 and self.node_id in self.membership.voters:
+        if len(self.membership.voters) == 1 and self.membership.votes:
             self._timeout_ms = 0
         else:
             self._timeout_ms = self._rng.randrange(
@@ -338,10 +344,20 @@ class Raft:
         return self.leader is not None and silence_ms < self.settings.election_min_ms
 
     def _members_changed(self) -> None:
+        membership = self.membership
+        self._out.append(fx.MembersChanged(membership.configuration))
+        voters, learners = " ".join(membership.voters), " ".join(membership.learners)
+        self.note(f"voters {voters}; learners {learners or 'none'}")
         if self._leading is not None:
             self._leading.match_members()
-        elif self.role in (FOLLOWER, LEARNER):
-            self._turn(FOLLOWER, self.leader, "membership changed")
+            return
+        self._turn(FOLLOWER, self.leader, "membership changed")
+        self._redraw_timeout()  # a lone voter's is 0
+
+    def reconfigure(self, entry: Entry) -> None:
+        """The leader has appended a configuration: it counts at once (§4.1)."""
+        self.membership.append((entry,))
+        self._members_changed()
 
     # --- elections -------------------------------------------------------------------------
 
@@ -410,8 +426,8 @@ class Raft:
         return request.last_index >= self.log.last_index
 
     def _on_vote_request(self, peer: str, request: msg.VoteRequest) -> None:
-        if self.role == LEARNER or peer not in self.membership.voters:
-            return
+        """Whoever asks gets an answer, from a learner too: the candidate's log may hold a newer
+        configuration, in which they are voters; it is the one who counts (§4.1)."""
         if request.pre:
             granted = (
                 request.term > self.term
@@ -475,19 +491,16 @@ class Raft:
         if request.pre or request.term < self.term:
             if request.term >= self.term:
                 return True
-            if peer in self.membership.voters and self.role != LEARNER:
-                refusal = msg.VoteResponse(self.group, self.term, False, request.pre)
-                self._send_synced(peer, refusal)
+            refusal = msg.VoteResponse(self.group, self.term, False, request.pre)
+            self._send_synced(peer, refusal)
             return False
-        if peer not in self.membership.voters or (self.hears_leader() and not request.transfer):
+        if self.hears_leader() and not request.transfer:
             return False  # §4.2.3: a disruptive or removed server must not depose a live leader
         self._become_follower(request.term, None, f"{peer} campaigns in a newer term")
         return True
 
     def _refuse_old(self, peer: str, message: msg.RaftMessage) -> None:
         """Tell a deposed leader the newer term; old answers are dropped."""
-        if peer not in self.membership.members:
-            return
         if isinstance(message, msg.Heartbeat):
             self._send_synced(peer, msg.HeartbeatResponse(self.group, self.term))
         elif isinstance(message, msg.AppendRequest):
@@ -570,7 +583,8 @@ class Raft:
 
     def _on_heartbeat(self, peer: str, heartbeat: msg.Heartbeat) -> None:
         self._follow(peer)
-        self._follow_commit(heartbeat.commit)
+        if self.membership.listed:  # else it may speak of what our lost disk acknowledged
+            self._follow_commit(heartbeat.commit)
         self.send(peer, msg.HeartbeatResponse(self.group, self.term, heartbeat.context))
 
     def _on_snapshot_chunk(self, peer: str, chunk: msg.SnapshotChunk) -> None:
@@ -644,6 +658,12 @@ class Raft:
     def _on_transfer(self, event: fx.Transfer) -> None:
         if self._leading is not None:
             self._leading.on_transfer(event)
+
+    def _on_change_members(self, event: fx.ChangeMembers) -> None:
+        if self._leading is not None:
+            self._leading.on_change_members(event)
+        else:
+            self._out.append(fx.ChangeRefused(event.ref, "not_leader", self.leader))
 
     def _on_backoff(self, event: fx.Backoff) -> None:
         if self.stands_for_election:

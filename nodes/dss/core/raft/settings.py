@@ -26,6 +26,8 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A follower whose link to the leader's process breaks does not wait its whole timeout."""
     link_lost_min_ms: int = 20
     link_lost_max_ms: int = 100
+    promote_learners: bool = True
+    """A leader makes a learner that has caught up a voter, by itself."""
     max_inflight: int = limits.INFLIGHT_APPENDS_MAX
     max_inflight_bytes: int = limits.INFLIGHT_BYTES_MAX
     max_append_bytes: int = limits.APPEND_BYTES_MAX
