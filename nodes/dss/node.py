@@ -285,10 +285,26 @@ class Node:
     def _cache_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:
         from dss.api import cache as cache_api
         from dss.drivers.caches import CacheService
-        from dss.memory import open_memory
+        from dss.memory import AnotherMemory, follow_url, open_memory
 
-        memory = open_memory(self.config.memory_url, self.config.cluster_id)
-        cache = CacheService(links, memory, self.config, data_dir.boot_id)
+        config = self.config
+        memory = open_memory(config.memory_url, config.cluster_id)
+        if config.memory_url_file:
+            url = config.memory_url
+
+            def take_url(text: str) -> bool:
+                nonlocal url
+                new = parse_watched("MEMORY_URL", config.memory_url_file, text)
+                try:
+                    changed = follow_url(memory, url, new)
+                except AnotherMemory:
+                    self._fail("MEMORY_URL names another main memory now: start again with it")
+                    return False
+                url = new
+                return changed
+
+            self._services.append(WatchedFile("MEMORY_URL", config.memory_url_file, take_url))
+        cache = CacheService(links, memory, config, data_dir.boot_id)
         cache.register(self.registry)
         self._services += [cache]
         self._routes += cache_api.routes(cache)

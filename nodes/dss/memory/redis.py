@@ -129,6 +129,10 @@ class RedisMemory(OperationQueue):
     def warnings(self) -> list[str]:
         return self._warnings
 
+    def use_credentials(self, username: str | None, password: str | None) -> None:
+        """For the next connection; Redis keeps the one that is open."""
+        self._username, self._password = username, password
+
     def _signal(self) -> None:
         self._work.set()
 

@@ -25,7 +25,7 @@ from dss.topology.peers import parse_peers
 from dss.topology.tokens import parse_tokens
 from dss.topology.variables import BY_NAME, PEER_LISTS, VARIABLES, BadValue, Variable
 
-WATCHED_FILES: Final = ("AUTH_TOKENS", "CLUSTER_SECRET")
+WATCHED_FILES: Final = ("AUTH_TOKENS", "CLUSTER_SECRET", "MEMORY_URL")
 """Variables whose file is looked at again while the node runs."""
 EnvOrigin = tuple[str, Mapping[str, int]]
 """The name of the `.env` file that the values came from, and the line of each."""

@@ -49,6 +49,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Who may use /v1; empty: everybody."""
     auth_tokens_file: str = ""
     memory_url: str = ""
+    memory_url_file: str = ""
     partitions: int = 32
     replication_factor: int = 3
     heartbeat_ms: int = 50

@@ -161,7 +161,9 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         name="MEMORY_URL", field="memory_url", scope="node", default="", parse=_memory_url,
         expected="redis://[:password@]host[:port][/db] or sqlite:///path", secret=True,
         example="sqlite:////data/memory.db",
-        description="The cache's main memory. Cache nodes need it, others do not read it.",
+        description="The cache's main memory. Cache nodes need it, others do not read it. With "
+        "MEMORY_URL_FILE a new password is used from the next connection on; a URL of another "
+        "place ends the node, so that it starts again with it.",
     ),
     Variable(
         name="ALLOW_TEST_MODE", field="allow_test_mode", scope="node", default="0", example="1",

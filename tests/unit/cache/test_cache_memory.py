@@ -11,7 +11,7 @@ import pytest
 from memory_servers import redis_server
 
 from dss.base.errors import ConfigProblem
-from dss.memory import open_memory
+from dss.memory import AnotherMemory, follow_url, open_memory
 from dss.memory.ports import Memory, MemoryLost, MemoryUnavailable, Stamp, Stored
 
 Scenario = Callable[[Memory], Awaitable[None]]
@@ -219,3 +219,50 @@ def test_bad_url__names_variable_and_example(bad: str) -> None:
         open_memory(bad, "test")
     assert "MEMORY_URL" in caught.value.message
     assert "Example: MEMORY_URL=redis://redis:6379/0" in caught.value.message
+
+
+def test_new_password__used_at_the_next_connection(tmp_path: Path) -> None:
+    async def main() -> None:
+        with redis_server(tmp_path, "--requirepass", "first") as port:
+            old = f"redis://:first@127.0.0.1:{port}/0"
+            memory = open_memory(old, "test")
+            await memory.start()
+            assert await memory.claim("me", 1, [0]) == {0: 0}
+        new = f"redis://:sec%2Fond@127.0.0.1:{port}"
+        assert follow_url(memory, old, new)
+        assert not follow_url(memory, new, new)
+        with redis_server(tmp_path, "--requirepass", "sec/ond", port=port):
+            for _ in range(100):
+                try:
+                    assert await memory.read("k") is None
+                    break
+                except MemoryUnavailable:
+                    await asyncio.sleep(0.05)
+            else:
+                pytest.fail("the new password was not used")
+        await memory.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("redis://:p@a:6379/0", "redis://:p@b:6379/0"),
+        ("redis://:p@a:6379/0", "redis://:p@a:6380/0"),
+        ("redis://:p@a/0", "redis://:p@a/1"),
+        ("redis://a", "sqlite:///a"),
+        ("sqlite:///a", "sqlite:///b"),
+    ],
+)
+def test_url_of_another_place__not_followed(old: str, new: str) -> None:
+    with pytest.raises(AnotherMemory):
+        follow_url(open_memory(old, "test"), old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("redis://:p@a", "redis://:p@a:6379/0"), ("sqlite:///a", "sqlite:///a")],
+)
+def test_same_place_and_credentials__no_change(old: str, new: str) -> None:
+    assert not follow_url(open_memory(old, "test"), old, new)
