@@ -87,8 +87,9 @@ class _Watch(msgspec.Struct, frozen=True):
 
     @property
     def gap_ms(self) -> int:
-        """The longest stretch without a sample through which nothing can hide."""
-        return self.policy.window_ms // max(self.policy.min_samples - 1, 1)
+        """The longest stretch without a sample that still counts as watching: two thirds of the
+        window, so that the fewest samples need not be taken to the millisecond."""
+        return self.policy.window_ms * 2 // 3
 
     def silence(self, member: str) -> str:
         """Why nothing is known of the member now; "" when it answered just now."""
