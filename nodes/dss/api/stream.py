@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 import msgspec
@@ -31,6 +32,17 @@ from dss.drivers.ports import StreamSink
 Submit = Callable[[StreamSink, bytes], None]
 """submit(sink, payload): take one message; every id in it is answered once, now or later.
 Raises Invalid when the payload is not the protocol."""
+
+
+class StreamSession(Protocol):
+    """What a service keeps with one connection."""
+
+    def submit(self, payload: bytes) -> None:
+        """As Submit, without the sink."""
+
+    def end(self) -> None:
+        """Called once, when the connection is over: nobody listens to answers any more."""
+
 
 CLOSE_REASON_BYTES_MAX: Final = 123
 """RFC 6455 §5.5: a control frame has at most 125 bytes, two of them the code."""
@@ -139,8 +151,26 @@ async def close_streams(app: web.Application) -> None:
     await asyncio.gather(*(each.close(WSCloseCode.GOING_AWAY, "this node stops") for each in mine))
 
 
-def stream_handler(submit: Submit) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """The handler of a `…:stream` route."""
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def stream_handler(submit: Submit) -> Handler:
+    """The handler of a `…:stream` route whose service keeps nothing with a connection."""
+    return session_handler(lambda connection: _Stateless(partial(submit, connection)))
+
+
+class _Stateless:
+    __slots__ = ("submit",)
+
+    def __init__(self, submit: Callable[[bytes], None]) -> None:
+        self.submit = submit
+
+    def end(self) -> None:
+        """Nothing was kept."""
+
+
+def session_handler(begin: Callable[[StreamConnection], StreamSession]) -> Handler:
+    """The handler of a `…:stream` route; `begin` makes what is kept with each connection."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(
@@ -155,10 +185,12 @@ def stream_handler(submit: Submit) -> Callable[[web.Request], Awaitable[web.Stre
             return socket
         connection = StreamConnection(request.app, socket, transport)
         _connections.add(connection)
+        session = begin(connection)
         try:
-            await _serve(socket, connection, submit)
+            await _serve(socket, connection, session.submit)
         finally:
             connection.drop()
+            session.end()
             _connections.discard(connection)
         return socket
 
@@ -166,13 +198,13 @@ def stream_handler(submit: Submit) -> Callable[[web.Request], Awaitable[web.Stre
 
 
 async def _serve(
-    socket: web.WebSocketResponse, connection: StreamConnection, submit: Submit
+    socket: web.WebSocketResponse, connection: StreamConnection, submit: Callable[[bytes], None]
 ) -> None:
     while True:
         message = await socket.receive()
         if message.type is WSMsgType.BINARY:
             try:
-                submit(connection, message.data)
+                submit(message.data)
             except Invalid as error:
                 await connection.close(WSCloseCode.INVALID_TEXT, error.message)
                 return
