@@ -111,7 +111,7 @@ CASES: list[tuple[str, list[Diagnosis], Policy, list[Attempt], str, str, str]] =
     ("the doubled one is over", [stuck()], POLICY,
      [closed("restart", 3_000, 2_900), closed("restart", 600, 500)], "", "backoff", "SplitVote"),
     ("not doubled after an hour of health", [stuck()], POLICY,
-     [closed("restart", 6_000, 5_000), closed("restart", 1_300, 1_200)], "",
+     [closed("restart", 6_000, 5_000), closed("restart", 400, 350)], "",
      "backoff", "SplitVote"),
     ("doubled: it took long to recover", [stuck()], Policy(cooldown_ms=600_000),
      [closed("restart", 6_000, 2_000), closed("restart", 1_100, 1_000)], "", "none", "Cooldown"),
@@ -171,6 +171,8 @@ CASES: list[tuple[str, list[Diagnosis], Policy, list[Attempt], str, str, str]] =
     ("the lower group first", [stuck(0), stuck(1)], POLICY, [], "", "backoff", "SplitVote"),
     ("group 0 is done with, group 1 waits for the cooldown", [stuck(0), stuck(1)], POLICY,
      ladder(100, 60, 31, group_id=0), "", "none", "Alerted"),
+    ("what was done for group 0 counts for group 0 alone", [stuck(0), stuck(1)], POLICY,
+     ladder(2_000, 1_900, 1_800, group_id=0), "", "backoff", "SplitVote"),
     ("group 0 healthy", [healthy(0), stuck(1)], POLICY, [], "", "backoff", "SplitVote"),
 ]  # fmt: skip
 
