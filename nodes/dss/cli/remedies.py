@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from dss.base import limits
-from dss.cli.http import CliError, Nodes
+from dss.cli.http import CliError, Nodes, Problem
 from dss.local.ports import holder_of
 from dss.remediation import Action
 
@@ -69,13 +69,19 @@ class Remedies:
         self._proc = proc
 
     def carry_out(self, action: Action, url: str) -> str:
-        """`done`, or why it was not carried out."""
+        """`done`, or why it was not carried out.
+
+        Raises:
+            Problem: the token does not allow it. A harder action is no answer to that.
+        """
         try:
             if action.kind == "backoff":
                 self._backoff(action, url)
             else:
                 self._restart(action, url)
         except (_Refused, CliError) as error:
+            if isinstance(error, Problem) and error.status in (401, 403):
+                raise
             return str(error)
         return "done"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dss.cli import remedies
-from dss.cli.http import Nodes
+from dss.cli.http import Nodes, Problem
 from dss.cli.remedies import Remedies
 from dss.remediation import Action
 
@@ -31,7 +31,9 @@ class Stub(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked["token"] = self.headers.get("Authorization")
-        if asked["boot_id"] != os.environ["BOOT"]:
+        if asked["token"] == "Bearer client":
+            self.answer(403, {"code": "forbidden", "detail": "this takes an admin's"})
+        elif asked["boot_id"] != os.environ["BOOT"]:
             self.answer(409, {"code": "boot_mismatch", "detail": "has been restarted since"})
         else:
             print(json.dumps(asked), flush=True)
@@ -91,9 +93,9 @@ def no_docker(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     return asked
 
 
-def carry_out(kind: str, url: str, boot_id: str = "b1") -> str:
+def carry_out(kind: str, url: str, boot_id: str = "b1", token: str = "t") -> str:
     action = Action(kind=kind, group_id=1, member="lock-1", boot_id=boot_id)  # type: ignore[arg-type]
-    return Remedies(Nodes([url], token="t"), lambda text: None).carry_out(action, url)
+    return Remedies(Nodes([url], token=token), lambda text: None).carry_out(action, url)
 
 
 def test_backoff__asks_the_diagnosed_process_with_the_token(stub: Callable[..., Stub]) -> None:
@@ -106,6 +108,11 @@ def test_backoff__asks_the_diagnosed_process_with_the_token(stub: Callable[..., 
 
 def test_backoff_of_another_process__refused_in_its_words(stub: Callable[..., Stub]) -> None:
     assert carry_out("backoff", stub().url, "b0") == "has been restarted since"
+
+
+def test_token_that_does_not_allow_it__ends_the_command(stub: Callable[..., Stub]) -> None:
+    with pytest.raises(Problem, match="this takes an admin's"):
+        carry_out("backoff", stub().url, token="client")
 
 
 def test_backoff_of_nobody__said(stub: Callable[..., Stub]) -> None:
