@@ -20,15 +20,17 @@ import msgspec
 from dss.base.errors import ConfigProblem
 from dss.remediation import Record
 from dss.topology.kube import ClusterRef, render_objects, render_secrets, secret_names
+from dss.topology.variables import TEST_MODES
 from dss_operator.apply import Applier, Outcome
 from dss_operator.events import Event, Recorder
-from dss_operator.kube import CLUSTERS, ApiError, Kube, NotHolder
+from dss_operator.kube import ApiError, Kube, NotHolder
 from dss_operator.lease import Leadership
-from dss_operator.members import pods_by_member, replicas_of, rolling, volatile_members
+from dss_operator.members import pods_by_member, replicas_of, rolling, slim, volatile_members
 from dss_operator.metrics import Metrics
 from dss_operator.observe import Observer, read_resource
 from dss_operator.plan import Wanted, decoded_secret, plan, settle, supported
 from dss_operator.remedy import Remedy, Target, policy_of
+from dss_operator.reporter import Reporter
 from dss_operator.sampling import Answered, Nodes, ask_all
 from dss_operator.settings import Settings
 from dss_operator.state import (
@@ -48,8 +50,6 @@ DEBOUNCE_S: Final = 0.3
 """Events come in swarms: a StatefulSet changes its status with each of its pods."""
 SPACING_S: Final = 1.0
 """The shortest time between two ticks of one cluster."""
-STATUS_S: Final = 5.0
-"""The shortest time between two writes of a status, but for what remediation must store."""
 UNFINISHED_S: Final = 2.0
 """After a tick that changed something: look whether that was all."""
 FAILED_FIRST_S: Final = 1.0
@@ -101,10 +101,7 @@ class Cluster:
         self._outcome = Outcome()
         self._wanted = Wanted(objects=())
         self._answers: dict[str, Answered] = {}
-        self._written: dict[str, Any] = {}
-        self._returned: dict[str, Any] = {}
-        self._written_at = float("-inf")
-        self._status_due = float("inf")
+        self._reporter = Reporter(deps.kube, deps.clock)
         self._followed: tuple[Any, ...] = ()
 
     def wake(self) -> None:
@@ -168,7 +165,7 @@ class Cluster:
 
     def _tick_after(self) -> float:
         """When to look again: at the latest when a held-back status may be written."""
-        return min(self._look_after(), self._status_due)
+        return min(self._look_after(), self._reporter.due)
 
     def _look_after(self) -> float:
         now = self._deps.clock()
@@ -194,10 +191,8 @@ class Cluster:
             self._uid = resource.uid
             self._forget()
             self._remedy.load(resource.status)
-        elif self._returned and resource.status != self._returned:
-            # Another holder of the Lease was at work (or a person): its word counts.
+        elif self._reporter.overwritten(resource):
             self._remedy.load(resource.status)
-            self._returned = {}
         self._resource = resource
         if resource.deleting:
             return True
@@ -209,6 +204,7 @@ class Cluster:
         if not self._answers:  # a new process: say nothing about members before they were asked
             await self._ask(observed)
         await self._write_status()
+        self._observed = slim(observed)
         return True
 
     async def _make_true(self, resource: Resource, observed: Observed) -> None:
@@ -219,6 +215,7 @@ class Cluster:
             self._resource = msgspec.structs.replace(resource, fault=str(problem))
             return
         actions = plan(self._wanted.objects, observed, resource.uid)
+        self._wanted = msgspec.structs.replace(self._wanted, objects=())  # not kept between ticks
         self._outcome = await self._applier.carry_out(actions, self.namespace, resource.uid)
         done = self._outcome.done
         for action in done:
@@ -236,13 +233,12 @@ class Cluster:
         """What is wanted, and the Secrets that get new values though the cluster had some."""
         assert resource.spec is not None
         spec, refused = supported(resource.spec, observed, self.name)
-        allowed = self._deps.settings.allow_test_mode
         ref = ClusterRef(
             name=self.name,
             namespace=self.namespace,
             uid=resource.uid,
             operator_namespace=self._deps.settings.pod_namespace,
-            test_mode=resource.annotations.get(TEST_MODE, "") if allowed else "",
+            test_mode=self._test_mode(resource)[0],
             restarted_at=resource.annotations.get(RESTARTED_AT, ""),
         )
         secrets = render_secrets(spec, ref, self._secrets, self._deps.new_secret)
@@ -255,6 +251,17 @@ class Cluster:
         }
         unsupported = (*refused, *wanted.unsupported)
         return msgspec.structs.replace(wanted, unsupported=unsupported), fresh
+
+    def _test_mode(self, resource: Resource) -> tuple[str, str]:
+        """(the test mode that is on, why one that is asked for is not)."""
+        asked = resource.annotations.get(TEST_MODE, "")
+        if not asked:
+            return "", ""
+        if not self._deps.settings.allow_test_mode:
+            return "", "the operator runs without ALLOW_TEST_MODE=1"
+        if asked not in TEST_MODES:
+            return "", f"expected {' or '.join(TEST_MODES)}, found {asked[:40]!r}"
+        return asked, ""
 
     def _remember_secrets(self, observed: Observed) -> None:
         """Values once seen are kept for as long as this process lives: a Secret that is deleted or
@@ -350,32 +357,16 @@ class Cluster:
         resource = self._resource
         assert resource is not None
         status = self._compute(resource)
-        self._status_due = float("inf")
         self._deps.metrics.ready.labels(self.namespace, self.name).set(_is_ready(status))
-        if status == resource.status:
+        kept = await self._reporter.write(resource, status, at_once=at_once)
+        if kept is None:
             return
-        if status == self._written and resource.status == self._returned:
-            return  # the schema keeps less than what was written: writing again changes nothing
-        now = self._deps.clock()
-        if not at_once and now < self._written_at + STATUS_S:
-            self._status_due = self._written_at + STATUS_S
-            return
-        body = {
-            "apiVersion": CLUSTERS.api_version,
-            "kind": CLUSTERS.kind,
-            "metadata": {"name": self.name, "namespace": self.namespace, "uid": resource.uid},
-            "status": status,
-        }
-        returned = await self._deps.kube.apply_status(body)
-        self._written, self._written_at = status, now
-        self._returned = returned.get("status") or {}
-        self._resource = msgspec.structs.replace(resource, status=self._returned)
+        self._resource = msgspec.structs.replace(resource, status=kept)
         await self._recorder.tell(resource, transitions(resource.status, status))
 
     def _compute(self, resource: Resource) -> dict[str, Any]:
         assert self._observed is not None
-        wanted_mode = resource.annotations.get(TEST_MODE, "")
-        allowed = self._deps.settings.allow_test_mode
+        mode, refused = self._test_mode(resource)
         facts = Facts(
             resource=resource,
             observed=self._observed,
@@ -385,8 +376,8 @@ class Cluster:
             policy=policy_of(resource.spec),
             outcome=self._outcome,
             unsupported=self._wanted.unsupported,
-            test_mode=wanted_mode if allowed else "",
-            test_mode_refused=bool(wanted_mode) and not allowed,
+            test_mode=mode,
+            test_mode_refused=refused,
             record_fault=self._remedy.fault,
         )
         now = datetime.fromtimestamp(self._deps.wall(), UTC)

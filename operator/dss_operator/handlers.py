@@ -49,8 +49,10 @@ async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.watching.client_timeout = WATCH_S + 60
     settings.networking.error_backoffs = Patience()
     own = load_settings(os.environ)
-    _Process.runtime = Runtime(own, await connect())
-    _Process.runtime.start()
+    runtime = Runtime(own, await connect())
+    await runtime.served()
+    runtime.start()
+    _Process.runtime = runtime
 
 
 @kopf.on.cleanup()

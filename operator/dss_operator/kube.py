@@ -198,6 +198,17 @@ class Kube:
                 return items
             query["continue"] = token
 
+    async def served(self) -> bool:
+        """Whether this API server knows DSSClusters."""
+        group = f"/apis/{CLUSTERS.api_version}"
+        try:
+            found = await self.request("get", CLUSTERS, group)
+        except ApiError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return False
+            raise
+        return any(each.get("name") == PLURAL for each in found.get("resources") or [])
+
     # --- writes ---
 
     async def apply(self, api: Api, obj: Object, *, force: bool = False) -> Object:

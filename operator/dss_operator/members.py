@@ -47,6 +47,25 @@ class RoleView(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+def slim(observed: Observed) -> Observed:
+    """What is needed between two ticks: of fifty clusters the rest would be fifty megabytes."""
+    pods = {
+        name: {
+            "metadata": pod["metadata"],
+            "spec": {"volumes": pod["spec"].get("volumes")},
+            "status": {key: (pod.get("status") or {}).get(key) for key in ("podIP", "conditions")},
+        }
+        for name, pod in observed.pods.items()
+    }
+    owned = {}
+    for key, obj in observed.owned.items():
+        owned[key] = {"metadata": {"generation": obj["metadata"].get("generation", 0)}}
+        if key[0] == "StatefulSet":
+            owned[key]["spec"] = {"replicas": obj["spec"].get("replicas", 1)}
+            owned[key]["status"] = obj.get("status") or {}
+    return Observed(owned=owned, pods=pods, missing_kinds=observed.missing_kinds)
+
+
 def pods_by_member(observed: Observed) -> dict[str, Object]:
     """member id -> its pod."""
     return {member: pod for pod in observed.pods.values() if (member := member_of(pod)[1])}

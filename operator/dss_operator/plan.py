@@ -130,8 +130,7 @@ def _plan_object(obj: Object, observed: Observed, uid: str) -> Action | None:
     kind, name = key = key_of(obj)
     live = observed.owned.get(key)
     if kind in observed.missing_kinds:
-        why = f"the API server serves no {kind}"
-        return Action(verb="wait", kind=kind, name=name, why=why)
+        return None  # nothing can be done; the status tells
     if live is None:
         return Action(verb="create", kind=kind, name=name, obj=obj)
     if owner_uid(live) not in ("", uid):

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import secrets
 import time
+from typing import Final
 
 from prometheus_client import start_http_server
 
 from dss_operator.cluster import Cluster, Deps
-from dss_operator.kube import Kube, Transport
+from dss_operator.kube import ApiError, Kube, Transport
 from dss_operator.lease import Leadership
 from dss_operator.metrics import Metrics
 from dss_operator.observe import Observer
@@ -23,7 +24,9 @@ from dss_operator.state import FIELD_MANAGER
 
 log = logging.getLogger(__name__)
 
-SECRET_BYTES = 32
+SERVED_S: Final = 2.0
+"""Between two questions whether the CRD is there."""
+SECRET_BYTES: Final = 32
 """Random bytes in each generated secret; 43 characters of base64url."""
 
 
@@ -66,6 +69,22 @@ class Runtime:
         self._clusters: dict[tuple[str, str], Cluster] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lease_task: asyncio.Task[None] | None = None
+
+    async def served(self) -> None:
+        """Until the API server knows DSSClusters: kopf looks for them only once, and the CRD may
+        be installed after the operator."""
+        told = False
+        while True:
+            try:
+                if await self.kube.served():
+                    return
+                problem = "the CRD dssclusters.dss.io is not installed"
+            except ApiError as error:
+                problem = str(error)
+            if not told:
+                log.warning("waiting: %s", problem)
+            told = True
+            await asyncio.sleep(SERVED_S)
 
     def start(self) -> None:
         if self.settings.metrics_port:

@@ -63,7 +63,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     unsupported: Sequence[str] = ()
     test_mode: str = ""
     """The test mode that is on."""
-    test_mode_refused: bool = False
+    test_mode_refused: str = ""
+    """Why a test mode that is asked for is not on."""
     record_fault: str = ""
     """Why status.remediation cannot be understood; then nothing is acted upon."""
 
@@ -240,7 +241,7 @@ def _degraded(facts: Facts, roles: Mapping[str, RoleView], *, moving: bool) -> V
         message = f"test mode {facts.test_mode} is on: elections are broken on purpose"
         return Verdict("True", "TestMode", message)
     if facts.test_mode_refused:
-        message = "annotation dss.io/test-mode ignored: the operator runs without ALLOW_TEST_MODE=1"
+        message = f"annotation dss.io/test-mode ignored: {facts.test_mode_refused}"
         return Verdict("True", "TestModeRefused", message)
     if moving:
         return Verdict("False", "RollingOut", "members come and go as planned")

@@ -20,7 +20,9 @@ from operator_lab import FakeNodes, run
 
 from dss_operator import handlers
 from dss_operator.kube import Kube, connect
+from dss_operator.runtime import Runtime
 from dss_operator.sampling import ANSWER_BYTES_MAX, HttpNodes, NodeError
+from dss_operator.settings import Settings
 from dss_operator.state import GROUP, PLURAL, VERSION
 
 
@@ -177,6 +179,28 @@ def test_operator_under_kopf__reconciles_by_events_and_leaves_no_finalizer(
             await _until(lambda: not runtime._clusters)
         assert api.get("leases", "dss-operator.ns")["spec"]["holderIdentity"] == ""
         assert api.names("statefulsets") == []
+
+    run(scenario())
+
+
+def test_crd_installed_after_the_operator__waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dss_operator.runtime.SERVED_S", 0.05)
+
+    async def scenario() -> None:
+        async with _kmock(tmp_path, monkeypatch):
+            runtime = Runtime(Settings(pod_id="me"), await connect(), _PlayedNodes())
+            served = runtime.kube.served
+            answers = iter([False, False])
+
+            async def later() -> bool:
+                return next(answers, None) is None and await served()
+
+            monkeypatch.setattr(runtime.kube, "served", later)
+            await asyncio.wait_for(runtime.served(), 5)
+            assert next(answers, None) is None
+            await runtime.close()
 
     run(scenario())
 

@@ -81,7 +81,7 @@ CASES: list[tuple[str, list[Object], Observed, list[tuple[str, str, str]]]] = [
     ("wanted and going", [SERVICE], _observed(_live(SERVICE, deletionTimestamp="t")),
      [("wait", "Service", "a")]),
     ("kind not served", [_obj("ServiceMonitor")], _observed(missing=frozenset({"ServiceMonitor"})),
-     [("wait", "ServiceMonitor", "a")]),
+     []),
     ("settled field of a StatefulSet", [SET], _observed(_changed(SET, serviceName="t")),
      [("recreate", "StatefulSet", "a")]),
     ("free field of a StatefulSet", [SET], _observed(_changed(SET, replicas=1)),

@@ -175,6 +175,20 @@ def test_test_mode_without_permission__ignored_warned_and_said() -> None:
     run(scenario())
 
 
+def test_unknown_test_mode__ignored_and_said() -> None:
+    async def scenario() -> None:
+        lab = await _formed()
+        lab.process(Settings(pod_id="op", allow_test_mode=True))
+        mode = {"dss.io/test-mode": "explode"}
+        lab.api.edit("dssclusters", "demo", lambda obj: obj["metadata"].update(annotations=mode))
+        await _look(lab)
+        assert "TEST_MODE" not in str(lab.api.get("statefulsets", "demo-lock"))
+        assert lab.condition("Degraded") == ("True", "TestModeRefused")
+        assert "found 'explode'" in lab.message("Degraded")
+
+    run(scenario())
+
+
 def test_test_mode_where_allowed__reaches_the_lock_nodes_alone() -> None:
     async def scenario() -> None:
         lab = await _formed()
@@ -199,6 +213,7 @@ def test_service_monitor_where_its_kind_is_not_served__said_and_the_rest_is_made
         parts = {"grafana": {"enabled": False}, "serviceMonitor": True}
         lab = await _formed(monitoring=parts)
         assert lab.condition("MonitoringReady") == ("False", "ServiceMonitorMissing")
+        assert lab.condition("Progressing") == ("False", "Settled")
         assert lab.condition("Ready") == ("True", "Serving")
         lists = [call for call in lab.api.calls if call.plural == "servicemonitors"]
         assert len(lists) <= 1
