@@ -13,9 +13,9 @@ import msgspec
 
 from dss.remediation.model import GroupSample, Sample
 
-SAMPLES_MAX: Final = 1_024
-"""Samples kept of one member: a window of 85 minutes at one in 5 s. Who samples so often that a
-window does not fit never sees all of it, and so never acts."""
+SAMPLES_MAX: Final = 2_048
+"""Samples kept of one member: two windows of 85 minutes at one in 5 s (the longest window is an
+hour). Who samples so often that a window does not fit never sees all of it, and so never acts."""
 
 
 class _Link(msgspec.Struct):
