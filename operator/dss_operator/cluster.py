@@ -29,7 +29,7 @@ from dss_operator.members import pods_by_member, replicas_of, rolling, slim, vol
 from dss_operator.metrics import Metrics
 from dss_operator.observe import Observer, read_resource
 from dss_operator.plan import Wanted, decoded_secret, plan, settle, supported
-from dss_operator.remedy import Remedy, Target, policy_of
+from dss_operator.remedy import Remedy, Target, policy_of, sample_every_s
 from dss_operator.reporter import Reporter
 from dss_operator.sampling import Answered, Nodes, ask_all
 from dss_operator.settings import Settings
@@ -93,7 +93,12 @@ class Cluster:
         self._applier = Applier(deps.kube, deps.clock)
         self._recorder = Recorder(deps.kube, deps.settings.pod_id, deps.clock)
         self._remedy = Remedy(
-            deps.kube, deps.nodes, store=self._store, tell=self._tell, count=self._count
+            deps.kube,
+            deps.nodes,
+            f"{self.namespace}/{self.name}",
+            store=self._store,
+            tell=self._tell,
+            count=self._count,
         )
         self._secrets: dict[str, dict[str, str]] = {}
         self._resource: Resource | None = None
@@ -130,8 +135,8 @@ class Cluster:
                 if not await self.tick():
                     return False
         if clock() >= self._next_sample:
+            self._next_sample = clock() + self._sample_every_s()
             await self.sample()
-            self._next_sample = clock() + self._deps.settings.sample_s
         return True
 
     async def _woken(self, timeout_s: float) -> bool:
@@ -293,6 +298,10 @@ class Cluster:
             self.next_tick = min(self.next_tick, self._tick_after())
         except Exception:
             log.exception("%s/%s: sampling failed", self.namespace, self.name)
+
+    def _sample_every_s(self) -> float:
+        spec = self._resource.spec if self._resource else None
+        return sample_every_s(policy_of(spec), self._deps.settings.sample_s)
 
     async def _ask(self, observed: Observed) -> None:
         pods = pods_by_member(observed)

@@ -39,6 +39,8 @@ REASONS: Final[Mapping[str, str]] = {
     "alert": "RemediationAlert",
     "recovered": "RemediationRecovered",
 }
+SAMPLES_PER_WINDOW: Final = 6
+"""Twice what a diagnosis wants at least."""
 RESTARTED_BETWEEN: Final = "unknown: the operator was restarted while it acted"
 
 
@@ -55,6 +57,11 @@ def policy_of(spec: DSSCluster | None) -> Policy:
     )
 
 
+def sample_every_s(policy: Policy, longest_s: float) -> float:
+    """Between two rounds of questions: a window must hold its samples with room for a late one."""
+    return min(longest_s, policy.window_ms / 1_000 / SAMPLES_PER_WINDOW)
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where an action goes."""
 
@@ -69,6 +76,7 @@ class Remedy:
     """The watch over one cluster's elections.
 
     Args:
+        cluster: its name, for the log.
         store: writes a record into the resource's status; must have returned before anything is
             done.
         tell: sends Events.
@@ -79,6 +87,7 @@ class Remedy:
         self,
         kube: Kube,
         nodes: Nodes,
+        cluster: str,
         *,
         store: Callable[[Record], Awaitable[None]],
         tell: Callable[[list[Event]], Awaitable[None]],
@@ -86,6 +95,7 @@ class Remedy:
     ) -> None:
         self._kube = kube
         self._nodes = nodes
+        self._cluster = cluster
         self._store = store
         self._tell = tell
         self._count = count
@@ -170,7 +180,7 @@ class Remedy:
         if action.reason != self._idle:
             self._idle = action.reason
             self._count("none", action.reason)
-            log.info("remediation: nothing to do: %s: %s", action.reason, action.message)
+            log.info("%s: nothing to do: %s: %s", self._cluster, action.reason, action.message)
 
     async def _carry_out(self, action: Action, target: Target | None) -> str:
         """What came of it: `done`, or why not."""

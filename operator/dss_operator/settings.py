@@ -42,8 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     watched is put back within this time; 30 s of 15 reads each is little for the API server."""
 
     sample_s: float = 5.0
-    """Seconds between two questions to the nodes. A third of the shortest remediation window that
-    the CRD admits, so that a window holds the three samples which the design asks for."""
+    """Seconds between two questions to the nodes, at most: a sixth of the remediation window where
+    that is shorter, so that a window holds more than the three samples which the design wants."""
 
     lease_s: float = 15.0
     """Seconds after which a silent holder's Lease may be taken. Three renewals fit in, so one lost

@@ -289,6 +289,16 @@ def test_status_cannot_be_stored__nothing_is_done() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize(("window_s", "every_s"), [(10, 10 / 6), (30, 5), (3_600, 5)])
+def test_short_window__is_sampled_often_enough_to_be_judged(window_s: int, every_s: float) -> None:
+    async def scenario() -> None:
+        timing = {"electionTimeoutMs": {"min": 500, "max": 1_000}}
+        lab = await _formed(remediation={"windowSeconds": window_s}, lock=timing)
+        assert lab.cluster._sample_every_s() == pytest.approx(every_s)
+
+    run(scenario())
+
+
 def test_long_split_vote__status_is_not_written_with_each_term() -> None:
     async def scenario() -> None:
         lab = await _formed(remediation={"mode": "DryRun"})
