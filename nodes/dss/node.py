@@ -32,6 +32,7 @@ from dss.drivers import raft_metrics
 from dss.drivers.founding import Founding
 from dss.drivers.host import Host
 from dss.drivers.raft_admin import RaftAdmin
+from dss.drivers.raft_members import RaftMembers
 from dss.drivers.split_vote import SplitVote, settings_of
 from dss.drivers.watched_file import WatchedFile
 from dss.observe import logs
@@ -89,6 +90,7 @@ class Node:
         self._failed = ""
         self._services: list[Service] = []
         self._routes: list[Route] = []
+        self._members: RaftMembers | None = None
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -141,7 +143,7 @@ class Node:
             host=host,
             ignores_backoff=config.test_mode == "split-vote-no-backoff",
         )
-        self._routes += cluster.routes(admin)
+        self._routes += cluster.routes(admin) + cluster.member_routes(config, self._members)
         monitor = ProcessMonitor(
             self.registry, version=dss.__version__, node_id=config.node_id, role=config.role
         )
@@ -266,7 +268,8 @@ class Node:
         metadata = MetadataService(host, links, self.config)
         locks = LockService(host, links)
         register_metrics(self.registry, locks)
-        self._services += [founding, metadata, locks]
+        self._members = RaftMembers(self.config, host, links)
+        self._services += [founding, metadata, locks, self._members]
         self._routes += locks_api.routes(locks)
 
     def _queue_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:

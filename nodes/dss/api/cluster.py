@@ -11,10 +11,12 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from dss.api.problem import read_json, result_response
+from dss.api.problem import path_name, read_json, result_response
 from dss.api.routes import Route
-from dss.base.limits import BACKOFF_MS_MAX
+from dss.base.errors import WrongRole
+from dss.base.limits import BACKOFF_MS_MAX, NAME_BYTES_MAX
 from dss.drivers.raft_admin import RaftAdmin
+from dss.drivers.raft_members import RaftMembers
 from dss.topology.nodes import NodeConfig, NodeSpec
 
 
@@ -89,6 +91,39 @@ class TransferAnswer(msgspec.Struct):
     term: int
 
 
+class MemberView(msgspec.Struct):
+    node_id: str
+    incarnation: str
+    """Of its data directory: a node whose disk was lost comes back with another one."""
+    role: str
+    """`voter` or `learner`: one that is catching up, and becomes a voter by itself."""
+    leader: bool
+    up: bool
+    """The leader's link to it is up, and it has the listed incarnation."""
+    lost_disk: bool
+    """Its link proves another incarnation: replace it."""
+    lag: int
+    """Log entries that it has not acknowledged yet."""
+    last_contact_ms: int
+
+
+class GroupMembersView(msgspec.Struct):
+    group_id: int
+    leader: str
+    term: int
+    change_under_way: bool
+    members: list[MemberView]
+
+
+class MembersView(msgspec.Struct):
+    groups: list[GroupMembersView]
+
+
+class AddMemberRequest(msgspec.Struct, forbid_unknown_fields=True):
+    node_id: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_BYTES_MAX)]
+    """A lock node that RAFT_PEERS lists."""
+
+
 def node_url(node: NodeSpec) -> str:
     """How others reach a node's HTTP."""
     host = f"[{node.host}]" if ":" in node.host else node.host
@@ -116,6 +151,48 @@ def cluster_view(config: NodeConfig, links: Mapping[str, Mapping[str, Any]]) -> 
     )
     body: dict[str, Any] = msgspec.to_builtins(view)
     return body
+
+
+def member_routes(config: NodeConfig, members: RaftMembers | None) -> list[Route]:
+    """Who belongs to the lock nodes' groups. Any lock node answers; `members` is None on others."""
+
+    def service() -> RaftMembers:
+        if members is None:
+            urls = [node_url(peer) for peer in config.raft_peers]
+            raise WrongRole(
+                f"{config.node_id} is a {config.role} node; members are a matter of the lock "
+                f"nodes: {', '.join(urls)}",
+                role="lock",
+                urls=urls,
+            )
+        return members
+
+    async def view(request: web.Request) -> web.Response:
+        return result_response(200, await service().view())
+
+    async def add(request: web.Request) -> web.Response:
+        body = await read_json(request, AddMemberRequest)
+        return result_response(200, await service().add(body.node_id))
+
+    async def remove(request: web.Request) -> web.Response:
+        return result_response(200, await service().remove(path_name(request, "node_id")))
+
+    return [
+        Route(
+            method="GET", path="/v1/raft/members", handler=view, admin=True, response=MembersView,
+            summary="The members of the lock nodes' groups, as their leaders see them",
+        ),
+        Route(
+            method="POST", path="/v1/raft/members", handler=add, errors=(409,), admin=True,
+            request=AddMemberRequest, response=MembersView,
+            summary="Add a lock node as a learner; it becomes a voter when it has caught up",
+        ),
+        Route(
+            method="DELETE", path="/v1/raft/members/{node_id}", handler=remove, errors=(409,),
+            admin=True, response=MembersView,
+            summary="Remove a lock node; a leader hands over first",
+        ),
+    ]  # fmt: skip
 
 
 def routes(admin: RaftAdmin) -> list[Route]:

@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_node(commands)
     _leaf(commands, "status", "all nodes on one screen: roles, leader, what is wrong")
     _add_doctor(commands)
+    _add_members(commands)
     _add_config(commands)
     _add_lock(commands)
     _add_queue(commands)
@@ -152,6 +153,22 @@ def _add_doctor(commands: _Commands) -> None:
     doctor.add_argument("--window", type=_window, default=20.0, metavar="SECONDS",
                         help="how long to watch before an election counts as stuck: at least ten "
                         "times ELECTION_MAX_MS (default 20)")  # fmt: skip
+
+
+def _add_members(commands: _Commands) -> None:
+    members = _group(commands, "members", "who belongs to the lock nodes' Raft groups")
+    _leaf(members, "ls", "members, voters or learners, as the leaders see them",
+          "dss.cli.members:ls")  # fmt: skip
+    for name, summary in (
+        ("add", "add an empty lock node: a learner first, a voter when it has caught up"),
+        ("remove", "take a lock node out; a leader hands over first"),
+        ("replace", "let a lock node in again whose disk was lost: remove, then add"),
+    ):
+        leaf = _leaf(members, name, summary, f"dss.cli.members:{name}")
+        leaf.add_argument("node_id", metavar="NODE")
+        if name != "remove":
+            leaf.add_argument("--wait", type=_seconds, default=60.0, metavar="SECONDS",
+                              help="for how long to wait until it votes (default 60)")  # fmt: skip
 
 
 def _add_config(commands: _Commands) -> None:

@@ -1,10 +1,13 @@
-"""How the lock nodes' groups come into being, once.
+"""How the lock nodes' groups come into being, once; and how a node comes to them later.
 
 The lock node with the smallest id is the only founder. It founds when *every* listed lock node
 answers and reports an empty data directory; the founding record (ids and incarnations) is durable
 on the founder before anyone else hears of it, and another node adopts it only if it is empty and
 the record names its own incarnation. So two different foundings cannot both gather members, and a
 node whose disk was lost never votes under its old name (docs/architecture.md § Consensus).
+
+Such a node, or a new one, waits until a leader lets it join (raft_members.py): it then has groups
+that know no members, and learns everything from the log.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from dss.base.errors import DssError
+from dss.base.errors import DssError, Invalid
 from dss.base.ids import LOCK_GROUP, META_GROUP
 from dss.core.machine import Machine
 from dss.core.raft.messages import Configuration, Member
@@ -30,6 +33,7 @@ from dss.transport.ports import Peer
 log = logging.getLogger("dss.raft")
 
 GROUPS: Final = (META_GROUP, LOCK_GROUP)
+JOIN: Final = "found.join"
 LOOK_EVERY_S: Final = 0.1
 LOOK_EVERY_S_MAX: Final = 2.0
 CALL_TIMEOUT_MS: Final = 1_000
@@ -71,6 +75,7 @@ class Founding:
         self.waiting_for = "the lock nodes to answer"
         links.on_call("found.status", self._on_status)
         links.on_call("found.adopt", self._on_adopt)
+        links.on_call(JOIN, self._on_join)
 
     async def start(self) -> None:
         opened = [gid for gid in GROUPS if self._host.open_group(gid, self._machines[gid]())]
@@ -95,14 +100,29 @@ class Founding:
     def readiness(self) -> str | None:
         """None once this node belongs to the groups; else what it waits for."""
         if self.founded.is_set():
-            lagging = [gid for gid in GROUPS if not self._host.caught_up(gid)]
-            return f"catching up in group {lagging[0]}" if lagging else None
+            return self._outside() or self._lagging()
         if self._config.node_id == self._founder:
             return f"not founded: waiting for {self.waiting_for}"
         return (
             f"not a member yet: waiting for {self._founder} to found the cluster, or, if this "
-            "node's data directory was lost, to be re-admitted"
+            "node's data directory was lost, to be re-admitted: dss members replace "
+            f"{self._config.node_id}"
         )
+
+    def _lagging(self) -> str | None:
+        lagging = [gid for gid in GROUPS if not self._host.caught_up(gid)]
+        return f"catching up in group {lagging[0]}" if lagging else None
+
+    def _outside(self) -> str | None:
+        """Why this node is no member although it has the groups."""
+        for gid in GROUPS:
+            membership = self._host.engine.groups[gid].raft.membership
+            if not membership.members:
+                return f"joined group {gid}, waiting for its log"
+            if not membership.listed:
+                me = self._config.node_id
+                return f"no member of group {gid} any longer: stop it, or dss members add {me}"
+        return None
 
     def _on_status(self, peer: Peer, body: bytes, reply: Callable[[int, bytes], None]) -> None:
         reply(200, _encode(FoundingStatus(self._host.incarnation, not self.founded.is_set())))
@@ -125,11 +145,26 @@ class Founding:
                 )
         reply(200, _encode(FoundingStatus(self._host.incarnation, not self.founded.is_set())))
 
+    def _on_join(self, peer: Peer, body: bytes, reply: Callable[[int, bytes], None]) -> None:
+        """A leader is about to add this node, by the incarnation that its link has proved."""
+        incarnation = msgspec.msgpack.decode(body, type=str)
+        if self._config.role_of(peer.node_id) != "lock":
+            raise Invalid(f"{peer.node_id} is no lock node")
+        if incarnation != self._host.incarnation or self.founded.is_set():
+            reply(200, _encode(FoundingStatus(self._host.incarnation, not self.founded.is_set())))
+            return
+        log.info("%s lets this node join", peer.node_id)
+        task = asyncio.get_running_loop().create_task(self._adopt(Configuration(()), reply))
+        self._adopting[task] = None
+        task.add_done_callback(self._adopting.pop)
+        task.add_done_callback(_ended)
+
     async def _adopt(
         self, configuration: Configuration, reply: Callable[[int, bytes], None]
     ) -> None:
         await self._create(configuration)
-        log.info("adopted the founding record of %s", self._founder)
+        if configuration.voters:
+            log.info("adopted the founding record of %s", self._founder)
         reply(200, _encode(FoundingStatus(self._host.incarnation, False)))
 
     async def _create(self, configuration: Configuration) -> None:
@@ -178,7 +213,7 @@ class Founding:
         if members:
             self.waiting_for = (
                 f"re-admission: {', '.join(members)} already belong to a cluster, so this "
-                "node's data directory was lost"
+                f"node's data directory was lost: dss members replace {me}"
             )
             return
         if self._host.split_vote is not None:

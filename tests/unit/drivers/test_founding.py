@@ -6,97 +6,17 @@ import shutil
 
 import msgspec
 import pytest
-from driver_world import SETTINGS, make_links, specs, until
+from driver_world import until
+from lock_world import run, serves
 
 from dss.base.errors import NoQuorum
-from dss.base.ids import LOCK_GROUP, META_GROUP
+from dss.base.ids import LOCK_GROUP
 from dss.core.raft.messages import Configuration, Member
-from dss.drivers.founding import GROUPS, Founding
-from dss.drivers.host import Host
+from dss.drivers.founding import GROUPS
 from dss.storage.identity import DataDir
-from dss.storage.snapshots import SnapshotStore
 from dss.storage.wal import Wal
 from dss.testing.disk import SimFiles
-from dss.testing.tally import Add, Tally
-from dss.topology.nodes import NodeConfig
-
-NAMES = ("lock-1", "lock-2", "lock-3")
-
-
-class LockNode:
-    def __init__(self, name, nodes, folder):
-        self.name = name
-        self.folder = folder / name
-        self.config = NodeConfig(
-            node_id=name, role="lock", data_dir=str(self.folder), raft_peers=tuple(nodes)
-        )
-        self.nodes = nodes
-
-    async def start(self):
-        self.data = DataDir.open(self.folder, "test", self.name)
-        self.incarnation = self.data.incarnation
-        self.links = make_links(self.name, self.nodes, incarnation=self.incarnation)
-        wal, recovered = Wal.open(self.data.files("wal"), segment_bytes=65_536)
-        self.host = Host(
-            node_id=self.name,
-            incarnation=self.incarnation,
-            wal=wal,
-            recovered=recovered,
-            snapshots=SnapshotStore(self.data.files("snapshots")),
-            settings=SETTINGS,
-            links=self.links,
-            stop_node=lambda reason: None,
-        )
-        self.founding = Founding(
-            self.config, self.host, self.links, {META_GROUP: Tally, LOCK_GROUP: Tally}
-        )
-        await self.links.start()
-        self.host.start()
-        await self.founding.start()
-
-    async def stop(self):
-        await self.founding.stop()
-        await self.host.stop()
-        await self.links.stop()
-        self.data.close()
-
-    @property
-    def founded(self):
-        return self.founding.founded.is_set()
-
-    def members(self):
-        voters = self.host.engine.groups[LOCK_GROUP].configuration.voters
-        return {member.node_id: member.incarnation for member in voters}
-
-
-def run(folder, scenario):
-    nodes = specs(*NAMES)
-    cluster = [LockNode(name, nodes, folder) for name in NAMES]
-    running = {}
-
-    async def start(*which):
-        for node in which:
-            await node.start()
-            running[node.name] = node
-
-    async def stop(*which):
-        for node in which:
-            del running[node.name]
-            await node.stop()
-
-    async def within():
-        try:
-            async with asyncio.timeout(15):
-                await scenario(cluster, start, stop)
-        finally:
-            for node in list(running.values()):
-                await node.stop()
-
-    asyncio.run(within())
-
-
-def serves(node):
-    return node.host.leader_of(LOCK_GROUP) is not None
+from dss.testing.tally import Add
 
 
 def test_one_node_is_missing__nobody_founds_until_it_comes(tmp_path):
