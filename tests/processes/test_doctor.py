@@ -191,7 +191,7 @@ def test_split_vote__found_then_ended_by_backing_off_and_what_was_held_is_held(
 
     env = {"DSS_ENDPOINTS": splitting.endpoints()}
     taken = dss("lock", "acquire", "kept", "--ttl", "3600", "--json", env=env)
-    assert taken.returncode == 0, taken.stderr
+    assert taken.returncode == 0, taken.stderr + splitting.report()
     start_until_stuck(splitting)
     again = doctor(endpoints, "--fix")
     assert again.returncode == 0, again.stdout + splitting.report()
