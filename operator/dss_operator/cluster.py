@@ -25,13 +25,14 @@ from dss_operator.apply import Applier, Outcome
 from dss_operator.events import Event, Recorder
 from dss_operator.kube import ApiError, Kube, NotHolder
 from dss_operator.lease import Leadership
-from dss_operator.members import pods_by_member, replicas_of, rolling, slim, volatile_members
+from dss_operator.members import pods_by_member, rolling, slim, volatile_members
 from dss_operator.metrics import Metrics
 from dss_operator.observe import Observer, read_resource
 from dss_operator.plan import Wanted, decoded_secret, plan, settle, supported
 from dss_operator.remedy import Remedy, Target, policy_of, sample_every_s
 from dss_operator.reporter import Reporter
-from dss_operator.sampling import Answered, Nodes, ask_all
+from dss_operator.rounds import Rounds
+from dss_operator.sampling import Nodes
 from dss_operator.settings import Settings
 from dss_operator.state import (
     RESTARTED_AT,
@@ -105,7 +106,7 @@ class Cluster:
         self._observed: Observed | None = None
         self._outcome = Outcome()
         self._wanted = Wanted(objects=())
-        self._answers: dict[str, Answered] = {}
+        self._rounds = Rounds(deps.nodes, deps.clock)
         self._reporter = Reporter(deps.kube, deps.clock)
         self._followed: tuple[Any, ...] = ()
 
@@ -206,7 +207,9 @@ class Cluster:
         self._outcome = Outcome()
         if resource.spec is not None and not resource.paused:
             await self._make_true(resource, observed)
-        if not self._answers:  # a new process: say nothing about members before they were asked
+        if (
+            not self._rounds.answers
+        ):  # a new process: say nothing about members before they were asked
             await self._ask(observed)
         await self._write_status()
         self._observed = slim(observed)
@@ -304,17 +307,7 @@ class Cluster:
         return sample_every_s(policy_of(spec), self._deps.settings.sample_s)
 
     async def _ask(self, observed: Observed) -> None:
-        pods = pods_by_member(observed)
-        asked = {}
-        at_ms = round(self._deps.clock() * 1_000)
-        for role in ("lock", "queue"):
-            replicas = replicas_of(observed, f"{self.name}-{role}")
-            members = [f"{role}-{ordinal}" for ordinal in range(1, replicas + 1)]
-            if any((pods.get(m, {}).get("status") or {}).get("podIP") for m in members):
-                for answer in await ask_all(self._deps.nodes, pods, members, self._token, at_ms):
-                    asked[answer.member] = answer
-        self._answers = asked
-        locks = {member: each for member, each in asked.items() if member.startswith("lock-")}
+        locks = await self._rounds.ask(self.name, observed, self._token)
         if locks and self._resource is not None:
             now_ms = round(self._deps.clock() * 1_000)
             policy = policy_of(self._resource.spec)
@@ -342,7 +335,7 @@ class Cluster:
         return f"{', '.join(ending)} is ending" if ending else ""
 
     def _target(self, member: str) -> Target | None:
-        answer = self._answers.get(member)
+        answer = self._rounds.answers.get(member)
         pod = pods_by_member(self._observed).get(member) if self._observed else None
         address = ((pod or {}).get("status") or {}).get("podIP")
         if answer is None or not answer.pod_uid or not address:
@@ -379,7 +372,7 @@ class Cluster:
         facts = Facts(
             resource=resource,
             observed=self._observed,
-            answers=self._answers,
+            answers=self._rounds.answers,
             diagnoses=self._remedy.diagnoses,
             record=self._remedy.record,
             policy=policy_of(resource.spec),

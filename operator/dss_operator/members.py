@@ -147,12 +147,12 @@ def view_roles(
 def leader_of(
     group_id: int, diagnoses: Sequence[Diagnosis], answers: Mapping[str, Answered]
 ) -> tuple[str, int]:
-    """(leader, term) of a group that has one which a quorum follows; ("", 0) otherwise."""
+    """(leader, term) of a lock nodes' group that a quorum follows; ("", 0) when there is none."""
     if not any(d.group_id == group_id and d.state == "Healthy" for d in diagnoses):
         return "", 0
     found = ("", 0)
     for member, answer in answers.items():
-        for group in groups_of(answer):
+        for group in groups_of(answer) if member.startswith("lock-") else []:
             leads = group.get("group_id") == group_id and group.get("role") == "leader"
             if leads and group.get("term", 0) > found[1]:
                 found = (member, int(group["term"]))
