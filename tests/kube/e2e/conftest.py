@@ -43,7 +43,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if report.failed and item.path.parent == Path(__file__).parent:
         kubectl = Kubectl()
-        say_loudly(f"FAILED: {item.name} ({report.when})")
+        why = str(call.excinfo.value)[:600] if call.excinfo else ""
+        say_loudly(f"FAILED: {item.name} ({report.when})", *why.splitlines()[:4])
         found = kubectl.run(
             "get", "namespaces", "-l", "dss.io/test=e2e", "-o", "name", timeout_s=20
         )

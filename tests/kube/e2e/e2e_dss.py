@@ -250,6 +250,8 @@ class Cluster:
         return f"{self.name}-{self.status().get('leader') or '?'}"
 
     def delete(self, timeout_s: float = 90.0) -> None:
+        self.close()
+        self._tokens.clear()
         self.kubectl(
             "-n", self.namespace, "delete", "dss", self.name, "--ignore-not-found",
             f"--timeout={timeout_s:.0f}s", timeout_s=timeout_s + 10,
