@@ -123,7 +123,7 @@ async def read_json(request: web.Request, kind: type[Struct]) -> Struct:
     try:
         decoded: Struct = decoder.decode(body or b"{}")
     except msgspec.ValidationError as error:
-        raise _wrong_field(str(error)) from error
+        raise wrong_field(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _broken_json(body, str(error)) from error
     return decoded
@@ -170,14 +170,15 @@ def _body_too_large() -> NoReturn:
     raise TooLarge(f"the body is larger than {BODY_BYTES_MAX} bytes", limit=BODY_BYTES_MAX)
 
 
-def _wrong_field(reason: str) -> Invalid:
+def wrong_field(reason: str, what: str = "the JSON body") -> Invalid:
+    """msgspec's complaint about a decoded `what`, with `field` where it names one."""
     place = _AT_FIELD.search(reason)
     parent = place.group(1) if place else ""
     plain = reason[: place.start()] if place else reason
     named = _MISSING_FIELD.search(plain) or _UNKNOWN_FIELD.search(plain)
     field = ".".join(part for part in (parent, named.group(1) if named else "") if part)
     if not field:
-        return Invalid(f"the JSON body: {plain}")
+        return Invalid(f"{what}: {plain}")
     return Invalid(f"field {field!r}: {plain}", field=field)
 
 

@@ -135,10 +135,43 @@ EXPIRY_RETRY_MS: Final = 1_000
 """An expiry that was proposed but has not come back is proposed again after this time."""
 WAITERS_SHOWN_MAX: Final = 100
 """Waiters listed by a description of a lock, and looked at to tell a place in the line."""
+PRIORITY_MAX: Final = 9
+"""The most urgent waiter: it passes those that came up to 9 × PRIORITY_STEP_MS before it."""
+PRIORITY_STEP_MS: Final = 1_000
+"""What one level of priority is worth: as though the waiter had come so much earlier."""
+LOCKS_TOGETHER_MAX: Final = 100
+"""Locks acquired all or nothing by one request: its waiter stands in each one's line."""
+DEADLOCK_EDGES_MAX: Final = 10_000
+"""Edges of the wait-for graph looked at for one wait: about 10 ms; beyond, time-outs decide."""
+AGES_KEPT_MAX: Final = 64
+"""Deadlock victims of one session whose place in the line is kept for their next try."""
+CONFIRM_MS_MAX: Final = 30_000
+"""`confirm_ms`: a grant that nobody confirms holds the others up for so long."""
+SEQUENCE_WINDOW: Final = 1_024
+"""Sequenced commands of one session whose answers are kept until it has acknowledged them."""
+IDEMPOTENCY_KEYS_MAX: Final = 100_000
+"""Idempotency keys remembered: each costs about half a KiB on every lock node; beyond is 429."""
+IDEMPOTENCY_KEEP_MS: Final = 600_000
+"""How long an `Idempotency-Key` is remembered: longer than any sensible client goes on trying."""
+HISTORY_PER_LOCK_MAX: Final = 20
+"""Ended holds of one lock that its history shows."""
+HISTORY_MAX: Final = 10_000
+"""Ended holds of all locks together: they are in every snapshot."""
+EVENTS_MAX: Final = 10_000
+"""Lock events that a node keeps for clients that come back: about 2 MB."""
+EVENT_STREAMS_MAX: Final = 1_000
+"""`locks:events` connections of one node: each is looked at after every change of a lock."""
+EVENTS_COMMENT_S: Final = 10.0
+"""A comment on a quiet event stream this often: proxies cut what is silent for 15 s or more."""
+GONE_CLIENT_MS: Final = 2_000
+"""A client that vanished while it waited for a lock has this long to come back to its place."""
 
 # --- streams ---
 STREAM_OUTBOX_BYTES_MAX: Final = 16 * MIB
 """Answers that a stream client has not read yet: beyond, it is disconnected, not waited for."""
+STREAM_IN_FLIGHT_BYTES_MAX: Final = 64 * MIB
+"""Bytes of the unanswered requests of one queue or cache stream: beyond is answered 429. As much as
+a leader takes uncommitted, and far more than a client with small messages ever has under way."""
 STREAM_HEARTBEAT_S: Final = 10.0
 """A WebSocket ping this often: finds clients that vanished without a FIN, and keeps proxies,
 which cut what is idle for 15 s or more, from closing a stream that only waits."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from dss.base.errors import DssError, NotFound, Unavailable
 from dss.base.limits import QUEUES_MAX, RECEIVE_BYTES_MAX, TAKE_PARTITIONS_MAX
 from dss.core.meta.commands import QueueEntry
-from dss.core.queueing.commands import Delivered, Receive
+from dss.core.queueing.commands import Delivered, Nack, Receive
 from dss.drivers.queue_partitions import Answers, Partitions
 from dss.drivers.queue_polls import Poll, Polls
 from dss.transport.ports import Peer, Transport
@@ -96,7 +97,7 @@ class Receiver:
 
     async def receive(self, ask: Ask, wait_ms: int, known: Known) -> list[Taken]:
         """See QueueService.receive; `known` tells when the queue is deleted under a poll."""
-        taken = await _collect(self._take(ask))
+        taken = await self._collect(ask)
         if taken:
             return taken
         return await (self._poll(ask, wait_ms, known) if wait_ms else self._ask_others(ask, None))
@@ -109,7 +110,7 @@ class Receiver:
             while True:
                 poll.arm()
                 hinted, poll.hinted = poll.hinted, None
-                taken = await _collect(self._take(ask)) or await self._ask_others(ask, hinted)
+                taken = await self._collect(ask) or await self._ask_others(ask, hinted)
                 if taken or not await _woken(poll, deadline_s - loop.time()):
                     return taken
                 if ask.queue not in known.queues:
@@ -164,6 +165,40 @@ class Receiver:
         ready = self._partitions.machines[partition].ready(queue)
         return ready - self._claimed.get((partition, queue), 0) if ready else 0
 
+    async def _collect(self, ask: Ask) -> list[Taken]:
+        """Take out of the partitions that this node leads."""
+        takes = self._take(ask)
+        if not takes:
+            return []
+        partitions = [partition for partition, _ in takes]
+        answers = asyncio.gather(*(future for _, future in takes))
+        return _taken(
+            partitions, await self._unless_gone(ask.queue, answers, partial(_taken, partitions))
+        )
+
+    async def _unless_gone(
+        self, queue: str, answer: asyncio.Future[Kind], taken: Callable[[Kind], list[Taken]]
+    ) -> Kind:
+        """Wait for what takes messages. An asker who goes meanwhile leaves them as they were:
+        they are given back as soon as they come, not at the end of their leases."""
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(partial(self._give_back, queue, taken))
+            raise
+
+    def _give_back(
+        self, queue: str, taken: Callable[[Kind], list[Taken]], answer: asyncio.Future[Kind]
+    ) -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        deliveries: dict[int, list[tuple[int, int]]] = {}
+        for one in taken(answer.result()):
+            delivery = (one.delivered.sequence, one.delivered.deliveries)
+            deliveries.setdefault(one.partition, []).append(delivery)
+        for partition, some in deliveries.items():
+            self._partitions.submit(partition, Nack(queue, tuple(some)))
+
     def became_ready(self, queue: str, partition: int) -> None:
         """A message is visible in `partition`, which this node leads: wake who waits for it."""
         count = self._available(partition, queue)
@@ -186,9 +221,8 @@ class Receiver:
         answered = bool(self._partitions.led)
         for node in nodes:
             try:
-                taken = _decode_taken(
-                    await self._transport.call(node, RECEIVE, body, CALL_TIMEOUT_MS)
-                )
+                call = self._transport.call(node, RECEIVE, body, CALL_TIMEOUT_MS)
+                taken = _of_bytes(await self._unless_gone(ask.queue, call, _of_bytes))
             except DssError as error:
                 log.debug("receive from %s: %s", node, error.message)
                 continue
@@ -263,12 +297,8 @@ async def _woken(poll: Poll, wait_s: float) -> bool:
     return True
 
 
-async def _collect(takes: list[tuple[int, asyncio.Future[Answers]]]) -> list[Taken]:
-    """What the receives of `_take` gave, partition by partition."""
-    if not takes:
-        return []
-    answers = await asyncio.gather(*(future for _, future in takes))
-    return _taken([partition for partition, _ in takes], answers)
+def _of_bytes(body: bytes) -> list[Taken]:
+    return _decode_taken(body)
 
 
 def _taken(partitions: list[int], answers: list[Answers]) -> list[Taken]:
