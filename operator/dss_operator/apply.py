@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from dss_operator.compare import differences, removal_patch
 from dss_operator.kube import ApiError, Kube
 from dss_operator.observe import api_of
 from dss_operator.plan import Action
@@ -100,12 +101,7 @@ class Applier:
         elif action.verb == "apply":
             await self._apply(action, outcome)
         elif action.verb == "strip":
-            try:
-                await self._kube.merge(api, namespace, name, action.obj)
-            except ApiError as error:
-                if error.status != HTTPStatus.CONFLICT:  # changed since it was read: next look
-                    raise
-            outcome.done.append(action)
+            await self._strip(action, outcome)
         else:
             # A StatefulSet leaves its pods to its successor: nothing stops serving.
             orphan = action.verb == "recreate" and action.kind == "StatefulSet"
@@ -132,10 +128,28 @@ class Applier:
                 return
         await self._apply(action, outcome)
 
-    async def _apply(self, action: Action, outcome: Outcome) -> None:
+    async def _strip(self, action: Action, outcome: Outcome) -> None:
+        """Applying takes away what the operator itself had declared before; what others added
+        takes a merge patch."""
+        live = await self._apply(action, outcome)
+        extras = [each for each in differences(action.obj, live or action.obj) if each.extra]
+        if live is None or not extras:
+            return
+        patch = removal_patch(action.obj, extras)
+        version = {"resourceVersion": live["metadata"]["resourceVersion"]}
+        patch["metadata"] = patch.get("metadata", {}) | version
+        try:
+            namespace = live["metadata"]["namespace"]
+            await self._kube.merge(api_of(action.kind), namespace, action.name, patch)
+        except ApiError as error:
+            if error.status != HTTPStatus.CONFLICT:  # changed since it was read: next look
+                raise
+
+    async def _apply(self, action: Action, outcome: Outcome) -> Object | None:
+        """The live object then; None: others hold on to a field."""
         api, key = api_of(action.kind), (action.kind, action.name)
         try:
-            await self._kube.apply(api, action.obj)
+            live = await self._kube.apply(api, action.obj)
         except ApiError as error:
             conflicts = _conflicts(error, key)
             if not conflicts:
@@ -143,10 +157,11 @@ class Applier:
             others = [each for each in conflicts if each.manager != FIELD_MANAGER]
             if self._grudges.taken_again(key, others):
                 outcome.conflicts.extend(others)
-                return
+                return None
             self._grudges.forced(key, others)
-            await self._kube.apply(api, action.obj, force=True)
+            live = await self._kube.apply(api, action.obj, force=True)
         outcome.done.append(action)
+        return live
 
 
 def in_the_way(there: Object, uid: str) -> str:

@@ -8,13 +8,15 @@ What must not live here: I/O, how objects look (dss.topology.kube), what a diffe
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
 from dss.topology.model import ROLES, DSSCluster
-from dss_operator.compare import Difference, differences, removal_patch
+from dss_operator.compare import Difference, differences
 from dss_operator.state import Object, Observed, key_of, owner_uid
 
 Verb = Literal["create", "apply", "strip", "recreate", "prune", "wait"]
@@ -23,6 +25,12 @@ FOUNDED_IMAGES: Final = "dss.io/founded-images"
 """On a StatefulSet: the images it was made with, `container=image,…`. While upgrades are not
 supported these hold, whatever `spec.image` says later and whoever edits the StatefulSet."""
 FOUNDED_REPLICAS: Final = "dss.io/founded-replicas"
+DIGEST_CHARS: Final = 16
+
+DECLARED: Final = "dss.io/declared"
+"""On every object but Secrets: a digest of what was declared. A field that is declared no longer is
+missing from the declaration alone, so comparing would not see it; the digest differs, and
+server-side apply takes the field away."""
 
 SETTLED_FIELDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "StatefulSet": (
@@ -42,7 +50,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     name: str
     obj: Object = {}
-    """What to apply (create, apply) or the merge patch (strip)."""
+    """What to apply (create, apply), and what must be left alone afterwards (strip)."""
     uid: str = ""
     """Of the live object, for recreate and prune."""
     why: str = ""
@@ -85,10 +93,16 @@ def settle(rendered: Iterable[Object], observed: Observed) -> Wanted:
         if obj["kind"] == "StatefulSet":
             live = observed.owned.get(key_of(obj))
             obj = _settled_set(obj, live, refused)
-        elif obj["kind"] == "Secret":
-            obj = encoded_secret(obj)
-        objects.append(obj)
+        objects.append(encoded_secret(obj) if obj["kind"] == "Secret" else _signed(obj))
     return Wanted(objects=tuple(objects), unsupported=tuple(dict.fromkeys(refused)))
+
+
+def _signed(obj: Object) -> Object:
+    """A copy with its digest."""
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARS]
+    notes = (obj["metadata"].get("annotations") or {}) | {DECLARED: digest}
+    return obj | {"metadata": obj["metadata"] | {"annotations": notes}}
 
 
 def encoded_secret(obj: Object) -> Object:
@@ -148,10 +162,7 @@ def _plan_object(obj: Object, observed: Observed, uid: str) -> Action | None:
     missing = [difference for difference in found if not difference.extra]
     if missing:
         return Action(verb="apply", kind=kind, name=name, obj=obj, why=_fields(missing))
-    patch = removal_patch(obj, found)
-    version = {"resourceVersion": live["metadata"]["resourceVersion"]}
-    patch["metadata"] = patch.get("metadata", {}) | version
-    return Action(verb="strip", kind=kind, name=name, obj=patch, why=_fields(found))
+    return Action(verb="strip", kind=kind, name=name, obj=obj, why=_fields(found))
 
 
 def _ending(live: Object) -> bool:
@@ -167,8 +178,10 @@ def _needs_a_new_one(kind: str, difference: Difference, live: Object) -> bool:
 
 def _fields(found: Sequence[Difference]) -> str:
     """At most five, for Events and logs."""
-    names = [str(difference) for difference in found[:5]]
-    return ", ".join(names) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    names = [str(each) for each in found if each.path[-1] != DECLARED]
+    if not names:
+        return "fields that are declared no longer"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # --- what a StatefulSet was made with ---

@@ -26,7 +26,7 @@ def events_of(done: list[Action], fresh: set[Key], *, changed: bool) -> list[Eve
         events.append(Event("Normal", "Created", f"created {', '.join(made)}"))
     for action in done:
         what = f"{action.kind} {action.name}"
-        if action.verb == "apply" and changed:
+        if action.verb in ("apply", "strip") and changed:
             events.append(Event("Normal", "Updated", f"{what}: {action.why}"))
         elif action.verb in ("apply", "strip"):
             events.append(Event("Normal", "Repaired", f"{what}: put back {action.why}"))

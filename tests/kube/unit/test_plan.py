@@ -9,6 +9,7 @@ import pytest
 
 from dss.topology.model import KUBE_DEFAULTS
 from dss_operator.plan import (
+    DECLARED,
     FOUNDED_IMAGES,
     FOUNDED_REPLICAS,
     decoded_secret,
@@ -112,15 +113,25 @@ def test_wanted_and_observed__exactly_these_actions(
     for action in found:
         if action.verb in ("prune", "recreate"):
             assert action.uid == f"uid-{action.name}"
-        if action.verb == "strip":
-            assert action.obj["metadata"]["resourceVersion"] == "7"
+        if action.verb in ("create", "apply", "strip"):
+            assert action.obj in wanted
 
 
 def test_new_set__marked_with_what_it_is_founded_with() -> None:
     wanted = settle([_set()], _observed())
     notes = wanted.objects[0]["metadata"]["annotations"]
+    assert notes.pop(DECLARED)
     assert notes == {FOUNDED_IMAGES: "c=i:1", FOUNDED_REPLICAS: "3"}
     assert wanted.unsupported == ()
+
+
+def test_field_declared_no_longer__seen_by_the_digest() -> None:
+    before = settle([_obj(spec={"a": 1, "b": 2})], _observed()).objects[0]
+    after = settle([_obj(spec={"a": 1})], _observed(_live(before)))
+    found = plan(after.objects, _observed(_live(before)), UID)
+    assert [(a.verb, a.why) for a in found] == [("apply", "fields that are declared no longer")]
+    same = settle([_obj(spec={"b": 2, "a": 1})], _observed())
+    assert plan(same.objects, _observed(_live(before)), UID) == []
 
 
 def test_other_image_asked_for__founding_image_kept_and_said() -> None:

@@ -350,6 +350,24 @@ def test_secret_lost_while_no_operator_ran__new_values_and_a_warning() -> None:
     run(scenario())
 
 
+def test_setting_taken_back__leaves_by_apply_alone_and_is_told_as_an_update() -> None:
+    """What the operator had declared itself needs no merge patch to go."""
+
+    async def scenario() -> None:
+        lab = Lab(pod={"nodeSelector": {"disk": "fast"}})
+        await lab.formed()
+        lab.api.edit("dssclusters", "demo", lambda obj: obj["spec"].pop("pod"))
+        await lab.tick()
+        sent = [call for call in lab.api.calls if repr(call) == "patch statefulsets/demo-lock"]
+        assert [call.query.get("force") for call in sent] == ["false"]
+        pod = lab.api.get("statefulsets", "demo-lock")["spec"]["template"]["spec"]
+        assert not pod.get("nodeSelector")
+        assert "Updated" in lab.api.reasons()
+        assert "Repaired" not in lab.api.reasons()
+
+    run(scenario())
+
+
 def test_annotation_restarted_at__rolls_the_pods() -> None:
     async def scenario() -> None:
         lab = Lab()
