@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import uvloop
+from aiohttp import web
 
 import dss
 from dss.api import app as web_app
@@ -88,6 +89,7 @@ class Node:
         self.registry = Registry()
         self._stop = asyncio.Event()
         self._failed = ""
+        self._ending = web_app.Ending()
         self._services: list[Service] = []
         self._routes: list[Route] = []
         self._members: RaftMembers | None = None
@@ -149,18 +151,28 @@ class Node:
         )
         monitor.start()
         stack.callback(monitor.stop)
-        await self._listen(links, stack)
+        runner = await self._listen(links, stack)
         if host is not None:
             stack.push_async_callback(host.stop)
             host.start()
         for service in self._services:
             await service.start()
             stack.push_async_callback(service.stop)
+        stack.push_async_callback(self._drain, host, runner)
         # What is alive now stays for the process's life: keep the collector off it.
         gc.collect()
         gc.freeze()
 
-    async def _listen(self, links: Links, stack: contextlib.AsyncExitStack) -> None:
+    async def _drain(self, host: Host | None, runner: web.AppRunner) -> None:
+        """First of all at a planned stop: lead no more, and let requests under way end."""
+        if self._failed:
+            return
+        self._ending.begun = True
+        if host is not None:
+            await host.hand_over()
+        await web_app.drain(runner)
+
+    async def _listen(self, links: Links, stack: contextlib.AsyncExitStack) -> web.AppRunner:
         config = self.config
         guard = self._watch_settings(links)
         app = web_app.build_app(
@@ -170,6 +182,7 @@ class Node:
             registry=self.registry,
             cluster=lambda: cluster.cluster_view(config, links.links()),
             guard=guard,
+            ending=self._ending,
         )
         app.on_shutdown.append(close_streams)
         try:
@@ -181,6 +194,7 @@ class Node:
                 f"and {config.me.peer_port}: {error.strerror or error}"
             ) from error
         stack.push_async_callback(runner.cleanup)
+        return runner
 
     def _watch_settings(self, links: Links) -> Guard | None:
         """What may change while the node runs: the tokens (None: nobody is asked), the secret."""
@@ -246,6 +260,8 @@ class Node:
 
     def readiness(self) -> str | None:
         """None when every part is ready, else the first reason why not."""
+        if self._stop.is_set():
+            return "it stops"
         for service in self._services:
             reason = service.readiness()
             if reason is not None:

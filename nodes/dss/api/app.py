@@ -7,6 +7,7 @@ route matched (404, 405, 421, 422). What must not live here: any service's route
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SHUTDOWN_S: Final = 2.0
 """How long open requests may take to end when the node stops: long polls must not delay it."""
 
+DRAIN_S: Final = 0.5
+"""How long connections may stay after the hand-over, for a request that is on its way."""
+
 KEEP_ALIVE_S: Final = 3_630.0
 """An idle connection is kept this long: more than proxies do (Envoy: an hour), so that it is they
 who close it. The other way round a request can meet the close, and a POST is not sent again."""
@@ -50,6 +54,14 @@ ROLE_OF_PREFIX: Final = {
 """The first word after /v1/ -> the role that serves it."""
 
 _log = logging.getLogger("dss.http")
+
+
+class Ending:
+    """Whether this node has begun to stop: from then on each answer closes its connection, so
+    that clients leave between two requests instead of losing one."""
+
+    def __init__(self) -> None:
+        self.begun = False
 
 
 class Ready(msgspec.Struct):
@@ -82,6 +94,7 @@ def build_app(
     registry: Registry,
     cluster: Callable[[], dict[str, Any]],
     guard: Guard | None = None,
+    ending: Ending | None = None,
 ) -> web.Application:
     """The application of one node.
 
@@ -90,12 +103,14 @@ def build_app(
         readiness: None when ready, else why not, in words.
         cluster: the body of `GET /v1/cluster` (`api.cluster.cluster_view`).
         guard: asks every request below /v1 for a token; None: nobody is asked.
+        ending: set when the node begins to stop.
     """
+    ending = ending or Ending()
     every = [*routes, *_node_routes(readiness, cluster)]
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     for route in every:
         handler = _instrumented(
-            route.handler, route.path, route.method, registry, _check(guard, route)
+            route.handler, route.path, route.method, registry, ending, _check(guard, route)
         )
         app.router.add_route(route.method, route.path, handler)
     description = openapi.document(every, config.role, tokens=guard is not None)
@@ -110,9 +125,9 @@ def build_app(
         return web.Response(body=openapi.DOCS_PAGE.encode(), headers=openapi.DOCS_HEADERS)
 
     for path, handler in (("/metrics", metrics), ("/openapi.json", openapi_json), ("/docs", docs)):
-        app.router.add_get(path, _instrumented(handler, path, "GET", registry))
+        app.router.add_get(path, _instrumented(handler, path, "GET", registry, ending))
     unmatched = _instrumented(
-        _unmatched(config, every), "unmatched", "any", registry, _check_unmatched(guard)
+        _unmatched(config, every), "unmatched", "any", registry, ending, _check_unmatched(guard)
     )
     app.router.add_route("*", "/{path:.*}", unmatched)
     return app
@@ -134,6 +149,19 @@ async def serve(app: web.Application, host: str, port: int) -> web.AppRunner:
         await runner.cleanup()
         raise
     return runner
+
+
+async def drain(runner: web.AppRunner) -> None:
+    """Take no new connections; give those that are in use time to leave (see Ending)."""
+    for site in list(runner.sites):
+        await site.stop()
+    server = runner.server
+    until = asyncio.get_running_loop().time() + DRAIN_S
+    # Bounded, and once in a process's life.
+    while (  # noqa: ASYNC110
+        server is not None and server.connections and asyncio.get_running_loop().time() < until
+    ):
+        await asyncio.sleep(0.01)
 
 
 Check = Callable[[web.Request], object]
@@ -161,7 +189,12 @@ def _check_unmatched(guard: Guard | None) -> Check | None:
 
 
 def _instrumented(
-    handler: Handler, route: str, method: str, registry: Registry, check: Check | None = None
+    handler: Handler,
+    route: str,
+    method: str,
+    registry: Registry,
+    ending: Ending,
+    check: Check | None = None,
 ) -> Handler:
     """`handler` with its caller checked, its errors rendered and its duration observed."""
     children: dict[int, Histogram] = {}
@@ -197,6 +230,8 @@ def _instrumented(
             unexpected(_log, f"{method} {route}", bug)
             response = _failed(request, DssError("internal error; the node's log has the cause"))
         status = response.status
+        if ending.begun:
+            response.force_close()
         if status != 101:  # a stream's duration is not a request's
             (children.get(status) or child(status)).observe(perf_counter() - started)
         return response

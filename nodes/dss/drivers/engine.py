@@ -128,6 +128,7 @@ class Group:
         "gid",
         "inbox",
         "install",
+        "leaderless_ms",
         "listed",
         "machine",
         "members",
@@ -166,6 +167,7 @@ class Group:
         self.applied_index = 0
         self.applied_log_ms = 0
         self.commit_heard: int | None = None
+        self.leaderless_ms: int | None = None  # since when no leader is known
         self.due_in_flight = False
         self.entries_since_snapshot = 0
         self.applied_bytes = 0
@@ -381,6 +383,8 @@ class Engine:
             if raft.next_deadline_ms <= now_ms:
                 group.inbox.append(fx.Tick())
                 self._touch(group)
+            if group.leaderless_ms is not None and self._gives_up_ms(group) <= now_ms:
+                self._end_flights(group)
             if raft.role == "leader" and not group.due_in_flight:
                 self._propose_due(group, now_ms)
         if self._dirty:
@@ -414,11 +418,19 @@ class Engine:
         for group in self.groups.values():
             raft = group.raft
             soonest = min(soonest, raft.next_deadline_ms)
+            if group.leaderless_ms is not None:
+                soonest = min(soonest, self._gives_up_ms(group))
             if raft.role == "leader" and not group.due_in_flight:
                 due_ms = group.machine.next_due_ms()
                 if due_ms is not None:
                     soonest = min(soonest, now_ms + due_ms - raft.log_ms(now_ms))
         return soonest
+
+    def answers_due(self) -> bool:
+        """Whether proposals wait for their commit (waits inside a machine do not count)."""
+        return any(
+            group.pending or group.flights or group.flights_by_ref for group in self.groups.values()
+        )
 
     # --- one cycle ----------------------------------------------------------------------
 
@@ -494,6 +506,8 @@ class Engine:
                 self._after_sync.append((effect.peer, effect.message))
             elif isinstance(effect, fx.Append):
                 entries = effect.entries
+                if group.flights and group.raft.role != "leader":
+                    self._lose_from(group, entries[0].index)
                 self.wal.append(group.gid, entries)
                 self._unsynced = True
                 if group.synced_upto is None:
@@ -628,11 +642,6 @@ class Engine:
         if done is not None:
             done("" if term == entry.term else "indeterminate")
 
-    def _end_changes(self, group: Group) -> None:
-        changes, group.changes = group.changes, {}
-        for _, done in changes.values():
-            done("indeterminate")
-
     def _release_reads(self, group: Group) -> None:
         waiting, group.read_waiters = group.read_waiters, []
         for index, done in waiting:
@@ -666,12 +675,12 @@ class Engine:
                     self._sinks[sink] = None
                     for rid in itertools.islice(rids, count):
                         sink.answer(rid, 503, stops)
-            flights = [*group.flights_by_ref.values(), *group.flights.values()]
-            group.flights_by_ref, group.flights = {}, {}
-            for flight in flights:
+            unplaced, group.flights_by_ref = group.flights_by_ref, {}
+            for flight in unplaced.values():
                 self._lose(flight)
-            self._end_waits(group, None)
-            self._end_changes(group)
+            self._lose_from(group, 0)
+            self._end_waits(group)
+            self._end_readers(group, None)
             refs, group.changes_by_ref = group.changes_by_ref, {}
             for change in refs.values():
                 change("indeterminate")
@@ -683,16 +692,41 @@ class Engine:
             sink.flush()
 
     def _role_changed(self, group: Group, effect: fx.RoleChanged) -> None:
+        """What a deposed leader has in its log is not lost yet: as a rule the next one commits it.
+
+        Its proposals and waits are answered when that is applied here, which index and term tell
+        for certain; they end when their entries are overwritten, or no leader comes in time.
+        """
         if effect.role != "leader":
-            flights, group.flights = group.flights, {}
-            for flight in flights.values():
-                self._lose(flight)
             group.due_in_flight = False
-            self._end_waits(group, effect.leader)
-            self._end_changes(group)
+            self._end_readers(group, effect.leader)
+        if effect.leader is not None:
+            group.leaderless_ms = None
+        elif group.leaderless_ms is None:
+            group.leaderless_ms = self._hooks.now_ms()
         self._hooks.role_changed(group.gid, effect.role, effect.term, effect.leader, effect.reason)
 
-    def _end_waits(self, group: Group, leader: str | None) -> None:
+    def _gives_up_ms(self, group: Group) -> int:
+        """When a group without a leader gives up on what was proposed here."""
+        assert group.leaderless_ms is not None
+        return group.leaderless_ms + self.settings.election_max_ms
+
+    def _lose_from(self, group: Group, index: int) -> None:
+        """Another leader's entries replace ours from `index` on."""
+        for at in [at for at in group.flights if at >= index]:
+            self._lose(group.flights.pop(at))
+        for at in [at for at in group.changes if at >= index]:
+            group.changes.pop(at)[1]("indeterminate")
+
+    def _end_flights(self, group: Group) -> None:
+        """The outcome of everything that was proposed or waits here will not be known here."""
+        group.leaderless_ms = None
+        self._lose_from(group, 0)
+        self._end_waits(group)
+        if self._sinks:
+            self._hooks.wake()  # the cycle flushes them
+
+    def _end_waits(self, group: Group) -> None:
         waits, group.waits = group.waits, {}
         body = {
             "code": "indeterminate",
@@ -702,6 +736,8 @@ class Engine:
         for sink, rid in waits.values():
             sink.answer(rid, 504, body)
             self._sinks[sink] = None
+
+    def _end_readers(self, group: Group, leader: str | None) -> None:
         readers, group.read_waiters = group.read_waiters, []
         for _, done in readers:
             done(leader, False)
@@ -830,6 +866,7 @@ class Engine:
         # The core asks only for snapshots beyond its commit index.
         assert chunk.index > group.applied_index
         assert not group.to_apply
+        self._end_flights(group)  # what became of them is inside the snapshot
         group.machine.restore(self.snapshots.load(group.gid, chunk.index))
         group.applied_index = group.snapshot_index = chunk.index
         group.applied_log_ms = chunk.log_ms

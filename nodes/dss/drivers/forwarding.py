@@ -72,6 +72,8 @@ class _Outgoing(msgspec.Struct):
     waiting: dict[int, None]
     sink: Sink
     deadline_ms: int
+    doubtful_ms: int = 0
+    """Since when `leader` is not the leader any longer; 0: it still is."""
 
 
 class _PeerSink:
@@ -114,6 +116,7 @@ class Forwarder:
         self._host = host
         self._links = links
         self._hold_ms = hold_ms
+        self._grace_ms = 2 * hold_ms  # a deposed leader without a successor gives up after one
         self._outgoing: dict[int, _Outgoing] = {}
         self._next_id = 1
         self._held: dict[int, list[_Batch]] = {}
@@ -220,17 +223,36 @@ class Forwarder:
                 self._answer_all(batch, 503, self._host.no_quorum(group).body())
 
     def role_changed(self, group: int, leader: str | None) -> None:
-        """A leader became known or unknown: batches sent to an old one have unknown outcomes."""
-        lost = [
-            forward_id
-            for forward_id, out in self._outgoing.items()
-            if out.group == group and out.leader != leader
-        ]
-        for forward_id in lost:
-            self._lose(forward_id, "the leader changed")
+        """A leader became known or unknown.
+
+        A deposed leader still answers what it took, as soon as it learns what the next one
+        committed (engine.py); but it may also be stopped or cut off.
+        """
+        now_ms = self._host.now_ms()
+        doubtful = False
+        for out in self._outgoing.values():
+            if out.group != group:
+                continue
+            if out.leader == leader:
+                out.doubtful_ms = 0
+            elif not out.doubtful_ms:
+                out.doubtful_ms = now_ms
+                doubtful = True
+        if doubtful:
+            self._host.loop.call_later(self._grace_ms / 1000, self._give_up, group)
         if leader is not None and group in self._held:
             # Soon, not now: we may be inside an engine step.
             self._host.loop.call_soon(self._release, group)
+
+    def _give_up(self, group: int) -> None:
+        oldest_ms = self._host.now_ms() - self._grace_ms
+        late = [
+            forward_id
+            for forward_id, out in self._outgoing.items()
+            if out.group == group and 0 < out.doubtful_ms <= oldest_ms + 1
+        ]
+        for forward_id in late:
+            self._lose(forward_id, "the leader changed")
 
     def _release(self, group: int) -> None:
         batches = self._held.pop(group, [])

@@ -47,8 +47,9 @@ GATHER_FROM: Final = 4
 GATHER_TURNS: Final = 3
 """Loop turns it waits (docs/decisions/0003-gathering-cycles.md)."""
 RECLAIM_EVERY_S: Final = 5.0
-DRAIN_MS: Final = 250
-"""At a stop, after the hand-over: time for the new leader's answers to what was sent to it."""
+DRAIN_MS: Final = 500
+"""At a stop, after the hand-over: time for the next leader to commit what is in our log, and to
+answer what was sent to it."""
 
 
 class SyncPolicy:
@@ -352,8 +353,7 @@ class Host:
 
     async def stop(self) -> None:
         """Hand leadership over where possible, stop cycling, answer the rest, close the WAL."""
-        if not self._stopped:
-            await self._hand_over()
+        await self.hand_over()
         failed, self._stopped = self._stopped, True
         self._reclaim_timer.cancel()
         if self._timer is not None:
@@ -366,7 +366,10 @@ class Host:
         self._sync_thread.shutdown()
         self._wal.close()
 
-    async def _hand_over(self) -> None:
+    async def hand_over(self) -> None:
+        """Before a planned stop: let others lead, and wait until what we took is answered."""
+        if self._stopped:
+            return
         leading = [gid for gid in self.engine.groups if self.is_leader(gid)]
         for gid in leading:
             self.engine.event(gid, fx.Transfer(None))
@@ -377,9 +380,9 @@ class Host:
             await asyncio.sleep(0.01)
         until_ms = self.now_ms() + DRAIN_MS
         # Once more: at the end of a life, and bounded.
-        while (  # noqa: ASYNC110
-            self.forwarder.busy and self.now_ms() < until_ms and not self._stopped
-        ):
+        while self.now_ms() < until_ms and not self._stopped:
+            if not self.forwarder.busy and not self.engine.answers_due():
+                break
             await asyncio.sleep(0.01)
 
     def _received(self, peer: Peer, messages: list[RaftMessage]) -> None:

@@ -220,6 +220,8 @@ class RaftMembers:
         }
 
     async def _add(self, group: int, node_id: str) -> None:
+        if node_id == self._host.node_id:
+            return  # who leads is a member
         peer = self._links.peer(node_id)
         if peer is None:
             reason = self._links.links().get(node_id, {}).get("reason", "")

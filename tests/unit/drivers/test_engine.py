@@ -8,7 +8,14 @@ from driver_world import Sink
 
 from dss.core.machine import PENDING, Wake
 from dss.core.raft import effects as fx
-from dss.core.raft.messages import AppendResponse, Configuration, HeartbeatResponse, Member
+from dss.core.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    Configuration,
+    Entry,
+    HeartbeatResponse,
+    Member,
+)
 from dss.core.raft.settings import RaftSettings
 from dss.drivers import engine as engine_module
 from dss.drivers.engine import NULL_SINK, Engine
@@ -296,6 +303,51 @@ def test_leader_is_cut_off__its_proposals_waits_and_reads_end_once():
     assert not group.waits
     assert not group.reads
     assert not group.read_waiters
+
+
+def test_leader_hands_over__what_is_in_its_log_is_answered_by_what_the_next_one_commits():
+    world = World()
+    old, sink = world.elect(), Sink()
+    old.propose(sink, 1, padding=b"waits")
+    world.run(20)
+    for ident in (2, 3, 4):
+        old.propose(sink, ident, padding=b"waits")
+        old.cycle()
+    assert len(old.group.flights) == 3
+    old.engine.event(GROUP, fx.Transfer(None))
+    world.run(60)
+    new = world.elect()
+    assert new is not old
+    assert not old.group.flights
+    assert len(old.group.waits) == 4, "they wait inside the machine, also here"
+    assert not sink.answers
+    new.propose(Sink(), 5)
+    world.run(20)
+    assert sink.statuses == dict.fromkeys((1, 2, 3, 4), 200)
+    assert not old.group.waits
+
+
+def test_deposed_leader_is_overwritten__its_proposals_are_indeterminate_at_once():
+    world = World()
+    old, sink = world.elect(), Sink()
+    world.cut = {old.name}
+    for ident in range(1, 6):
+        old.propose(sink, ident)
+        world.run(1)
+    first = min(old.group.flights)
+    assert len(old.group.flights) == 5
+    old.engine.receive(
+        "b" if old.name != "b" else "a",
+        "inc-b" if old.name != "b" else "inc-a",
+        [
+            AppendRequest(
+                GROUP, 99, first - 1, old.group.raft.term, 0, (Entry(first, 99, 0, 0, b""),)
+            )
+        ],
+    )
+    world.run(1)
+    assert sink.statuses == dict.fromkeys(range(1, 6), 504)
+    assert not old.group.flights
 
 
 def test_waiting_command__answered_when_woken():

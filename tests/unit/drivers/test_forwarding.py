@@ -168,12 +168,49 @@ def test_leader_is_lost_after_forwarding__indeterminate_once(how):
             world.links.down("l")
         elif how == "leader":
             world.leads(None)
+            await asyncio.sleep(2.2 * HOLD_MS / 1000)
         else:
             world.forwarder.close()
         world.answer("l", forward.forward_id, (2, 200, "late"))
         assert world.sink.statuses == {1: 200, 2: 504}
         assert len(world.sink.answers) == world.sink.flushed == 2
         assert not world.forwarder.busy
+
+    run(scenario)
+
+
+def test_deposed_leader_answers_in_time__nothing_is_lost():
+    """What it took is in its log, and the next leader commits that."""
+
+    async def scenario(world):
+        world.links.up("l", "m")
+        world.leads("l")
+        world.submit(1, 2)
+        [(_, forward)] = world.links.forwards()
+        world.leads(None)
+        world.leads("m")
+        await asyncio.sleep(HOLD_MS / 1000)
+        world.answer("l", forward.forward_id, (1, 200, "a"), (2, 200, "b"))
+        assert world.sink.statuses == {1: 200, 2: 200}
+        await asyncio.sleep(1.5 * HOLD_MS / 1000)
+        assert len(world.sink.answers) == 2
+        assert not world.forwarder.busy
+
+    run(scenario)
+
+
+def test_the_same_leader_again__no_doubt_remains():
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1)
+        [(_, forward)] = world.links.forwards()
+        world.leads(None)
+        world.leads("l")
+        await asyncio.sleep(2.5 * HOLD_MS / 1000)
+        assert not world.sink.answers
+        world.answer("l", forward.forward_id, (1, 200, "a"))
+        assert world.sink.statuses == {1: 200}
 
     run(scenario)
 
