@@ -14,34 +14,37 @@ from typing import Annotated, Any, Final
 import msgspec
 from aiohttp import web
 
-from dss.api.problem import ErrorReply, check_name, path_name, read_body, read_json
+from dss.api.cache_shapes import (
+    BATCH,
+    CONTENT_TYPE_MAX,
+    DEFAULT_TYPE,
+    Counted,
+    GetMany,
+    Increment,
+    Name,
+    Results,
+    Ttl,
+    Version,
+    Versions,
+    check_size,
+    check_together,
+    copy_here,
+    failure,
+    is_unchanged,
+    result_of,
+)
+from dss.api.cache_stream import stream_route
+from dss.api.problem import check_name, path_name, read_body, read_json
 from dss.api.routes import Route
 from dss.base import limits
-from dss.base.errors import DssError, Invalid, NotFound, TooLarge
+from dss.base.errors import Invalid
 from dss.core.mesi.effects import Answer
 from dss.core.mesi.messages import ANY_VERSION, DELETE, INCR, PUT
 from dss.drivers.caches import CacheService, CacheStats, LineView
 
-DEFAULT_TYPE: Final = "application/octet-stream"
-CONTENT_TYPE_MAX: Final = 256
 _NOTHING: Final = {"Server": "dss"}
 _encode = msgspec.json.Encoder().encode
 _etag = re.compile(r'\s*"(\d{1,19})"\s*')
-
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.NAME_BYTES_MAX)]
-Ttl = Annotated[int, msgspec.Meta(ge=limits.CACHE_TTL_MS_MIN, le=limits.CACHE_TTL_MS_MAX)]
-Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_BATCH = msgspec.Meta(min_length=1, max_length=limits.BATCH_ITEMS_MAX)
-
-
-class Version(msgspec.Struct):
-    """A write's new version; also its ETag."""
-
-    version: int
-
-
-class GetMany(msgspec.Struct, forbid_unknown_fields=True):
-    keys: Annotated[list[Name], _BATCH]
 
 
 class SetItem(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,26 +57,7 @@ class SetItem(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SetMany(msgspec.Struct, forbid_unknown_fields=True):
-    items: Annotated[list[SetItem], _BATCH]
-
-
-class Increment(msgspec.Struct, forbid_unknown_fields=True):
-    """Add `delta` to the integer at `key` (0 when there is none)."""
-
-    key: Name
-    delta: Int64 = 1
-    ttl_ms: Ttl | None = None
-
-
-class Counted(msgspec.Struct):
-    value: int
-    version: int
-
-
-class Results(msgspec.Struct):
-    """One per item, in order: `{ok: true, …}` or `{ok: false, code, message}`."""
-
-    results: list[dict[str, Any]]
+    items: Annotated[list[SetItem], BATCH]
 
 
 def routes(service: CacheService) -> list[Route]:
@@ -81,6 +65,7 @@ def routes(service: CacheService) -> list[Route]:
     api = _CacheApi(service)
     key = "/v1/cache/{key}"
     return [
+        stream_route(service),
         Route(
             method="GET",
             path="/v1/cache:stats",
@@ -158,7 +143,7 @@ class _CacheApi:
         if found is None:
             found = await self._service.read(key)
             if found.status >= 400:
-                raise _failure(found)
+                raise failure(found)
         headers = {
             "Content-Type": found.content_type or DEFAULT_TYPE,
             "ETag": f'"{found.version}"',
@@ -166,9 +151,7 @@ class _CacheApi:
         }
         if "If-None-Match" in request.headers or "If-Match" in request.headers:
             wanted, unwanted = _conditions(request)
-            if wanted is not None and not _matches(wanted, found.version):
-                raise _precondition(key, found.version)
-            if unwanted is not None and _matches(unwanted, found.version):
+            if is_unchanged(key, found.version, wanted, unwanted):
                 return web.Response(status=304, headers={"ETag": headers["ETag"], **_NOTHING})
         return web.Response(body=found.value, headers=headers)
 
@@ -182,7 +165,7 @@ class _CacheApi:
         value = await read_body(request)
         answer = await self._service.write(key, PUT, value, kind, ttl_ms, wanted, unwanted)
         if answer.status >= 400:
-            raise _failure(answer)
+            raise failure(answer)
         headers = {"ETag": f'"{answer.version}"', "Content-Type": "application/json", **_NOTHING}
         body = _encode(Version(answer.version))
         return web.Response(status=answer.status, body=body, headers=headers)
@@ -192,7 +175,7 @@ class _CacheApi:
         wanted, unwanted = _conditions(request)
         answer = await self._service.write(key, DELETE, if_match=wanted, if_none_match=unwanted)
         if answer.status >= 400:
-            raise _failure(answer)
+            raise failure(answer)
         return web.Response(status=204, headers=_NOTHING)
 
     async def line(self, request: web.Request) -> web.StreamResponse:
@@ -206,26 +189,16 @@ class _CacheApi:
         for key in body.keys:
             check_name(key)
         # All are asked for before the first is awaited: their homes work side by side.
-        found = [self._copy(key) or self._service.read(key) for key in body.keys]
+        service = self._service
+        found = [copy_here(service, key) or service.read(key) for key in body.keys]
         size = 0
         results = []
         for key, item in zip(body.keys, found, strict=True):
             answer = item if isinstance(item, Answer) else await item
             size += len(answer.value)
-            if size > limits.STREAM_MESSAGE_BYTES_MAX:
-                raise TooLarge(
-                    f"the values are larger than {limits.STREAM_MESSAGE_BYTES_MAX} bytes "
-                    "together: ask for fewer keys",
-                    limit=limits.STREAM_MESSAGE_BYTES_MAX,
-                )
-            results.append(_result(key, answer, with_value=True))
+            check_together(size)
+            results.append(_result(key, answer))
         return _json(Results(results))
-
-    def _copy(self, key: str) -> Answer | None:
-        line = self._service.lookup(key)
-        if line is None:
-            return None
-        return Answer(0, 200, "", "", line.version, line.value, line.content_type)
 
     async def set_many(self, request: web.Request) -> web.StreamResponse:
         items = (await read_json(request, SetMany)).items
@@ -236,9 +209,7 @@ class _CacheApi:
             writes.append((item.key, PUT, value, kind, item.ttl_ms or 0))
         futures = [self._service.write(*write) for write in writes]
         answers: Sequence[Answer] = [await future for future in futures]
-        return _json(
-            Results([_result(i.key, a, False) for i, a in zip(items, answers, strict=True)])
-        )
+        return _json(Results([result_of(i.key, a) for i, a in zip(items, answers, strict=True)]))
 
     async def increment(self, request: web.Request) -> web.StreamResponse:
         body = await read_json(request, Increment)
@@ -247,38 +218,19 @@ class _CacheApi:
             body.key, INCR, ttl_ms=body.ttl_ms or 0, delta=body.delta
         )
         if answer.status >= 400:
-            raise _failure(answer)
+            raise failure(answer)
         return _json(Counted(int(answer.value), answer.version))
 
 
 # --- helpers ------------------------------------------------------------------------------
 
 
-def _failure(answer: Answer) -> DssError:
-    """The problem of a refused request; 412 and 404 name the version if there is one."""
-    if answer.status == 404:
-        return NotFound(answer.message)
-    body: dict[str, Any] = {"code": answer.code, "message": answer.message}
-    if answer.retry_after_ms:
-        body["retry_after_ms"] = answer.retry_after_ms
-    if answer.status == 412:
-        body["version"] = answer.version
-    return ErrorReply(answer.status, body)
-
-
-def _precondition(key: str, version: int) -> DssError:
-    message = f"cache key {key!r}: the condition does not hold: its version is {version}"
-    return ErrorReply(412, {"code": "precondition_failed", "message": message, "version": version})
-
-
-def _conditions(
-    request: web.Request,
-) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+def _conditions(request: web.Request) -> tuple[Versions, Versions]:
     headers = request.headers
     return _versions(headers, "If-Match"), _versions(headers, "If-None-Match")
 
 
-def _versions(headers: Any, name: str) -> tuple[int, ...] | None:
+def _versions(headers: Any, name: str) -> Versions:
     """`*` or a list of strong ETags that this API has given out."""
     text = headers.get(name)
     if text is None:
@@ -292,10 +244,6 @@ def _versions(headers: Any, name: str) -> tuple[int, ...] | None:
             raise Invalid(f'{name}: expected * or versions like "17", not {part.strip()!r}')
         versions.append(min(int(match[1]), 2**63 - 1))
     return tuple(versions)
-
-
-def _matches(versions: tuple[int, ...], version: int) -> bool:
-    return ANY_VERSION in versions or version in versions
 
 
 def _ttl(request: web.Request) -> int:
@@ -320,20 +268,14 @@ def _value_of(item: SetItem) -> tuple[bytes, str]:
         except (binascii.Error, ValueError) as error:
             raise Invalid(f"{item.key!r}: value_base64: {error}") from error
         kind = DEFAULT_TYPE
-    if len(value) > limits.VALUE_BYTES_MAX:
-        raise TooLarge(
-            f"{item.key!r}: the value is larger than {limits.VALUE_BYTES_MAX} bytes",
-            limit=limits.VALUE_BYTES_MAX,
-        )
+    check_size(item.key, value)
     return value, kind
 
 
-def _result(key: str, answer: Answer, with_value: bool) -> dict[str, Any]:
-    """One item of a batch's answer. Text that is not UTF-8 comes as `value_base64`."""
-    if answer.status >= 400:
-        return {"ok": False, "key": key, "code": answer.code, "message": answer.message}
-    result: dict[str, Any] = {"ok": True, "key": key, "version": answer.version}
-    if with_value:
+def _result(key: str, answer: Answer) -> dict[str, Any]:
+    """With its value; text that is not UTF-8 comes as `value_base64`."""
+    result = result_of(key, answer)
+    if answer.status < 400:
         try:
             result["value"] = answer.value.decode()
         except UnicodeDecodeError:

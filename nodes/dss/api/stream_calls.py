@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ from dss.base.errors import DssError, Invalid, Overloaded
 from dss.base.limits import STREAM_IN_FLIGHT_BYTES_MAX, STREAM_IN_FLIGHT_MAX
 from dss.observe.logs import unexpected
 
+Value = TypeVar("Value")
 Handle = Callable[[int, Any, int], bool]
 """handle(request_id, args, size): True when the answer comes later, through `finish`. The size is
 that of the args as they came, in bytes."""
@@ -70,8 +72,9 @@ class StreamCalls:
         for request_id, op, raw in triples[:admitted]:
             try:
                 later = self._handle(request_id, op, raw)
-            except DssError as error:
-                connection.answer(request_id, error.status, error.body())
+            except Exception as failed:
+                known = _known(failed)
+                connection.answer(request_id, known.status, known.body())
                 continue
             if later:
                 self._sizes[request_id] = len(raw)
@@ -116,7 +119,32 @@ class StreamCalls:
             if cancel:
                 task.cancel()
 
-    # --- work that takes awaits ---------------------------------------------------------------
+    # --- answers that come later --------------------------------------------------------------
+
+    def when_done(
+        self,
+        request_id: int,
+        future: asyncio.Future[Value],
+        render: Callable[[Value], tuple[int, Any]],
+    ) -> bool:
+        """Answer with `render(value)`, or what it raises; no task waits for it."""
+        future.add_done_callback(partial(self._done, request_id, render))
+        return True
+
+    def _done(
+        self,
+        request_id: int,
+        render: Callable[[Value], tuple[int, Any]],
+        future: asyncio.Future[Value],
+    ) -> None:
+        if future.cancelled():  # with the loop
+            return
+        try:
+            status, body = render(future.result())
+        except Exception as failed:
+            error = _known(failed)
+            status, body = error.status, error.body()
+        self.finish(request_id, status, body)
 
     def spawn(
         self, request_ids: Sequence[int], work: Coroutine[Any, Any, None], *, cancel: bool = False
@@ -134,12 +162,17 @@ class StreamCalls:
         try:
             await work
             return
-        except DssError as failed:
-            error = failed
-        except Exception as bug:
-            unexpected(_log, "stream", bug)
-            error = DssError("internal error; the node's log has the cause")
+        except Exception as failed:
+            error = _known(failed)
         body = error.body()
         for request_id in request_ids:
             if request_id in self._sizes:
                 self.finish(request_id, error.status, body)
+
+
+def _known(error: Exception) -> DssError:
+    """The error to answer with; a bug is logged."""
+    if isinstance(error, DssError):
+        return error
+    unexpected(_log, "stream", error)
+    return DssError("internal error; the node's log has the cause")

@@ -136,7 +136,7 @@ EXPIRY_RETRY_MS: Final = 1_000
 WAITERS_SHOWN_MAX: Final = 100
 """Waiters listed by a description of a lock, and looked at to tell a place in the line."""
 PRIORITY_MAX: Final = 9
-"""The most urgent waiter: it passes those that came up to 9 × PRIORITY_STEP_MS before it."""
+"""The most urgent waiter: it passes those that came up to nine times PRIORITY_STEP_MS before it."""
 PRIORITY_STEP_MS: Final = 1_000
 """What one level of priority is worth: as though the waiter had come so much earlier."""
 LOCKS_TOGETHER_MAX: Final = 100

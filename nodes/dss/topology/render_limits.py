@@ -31,6 +31,7 @@ _GROUPS: Final = {
         ("LIST_ITEMS_DEFAULT", "items of a list without `limit`"),
         ("STREAM_MESSAGE_BYTES_MAX", "one message of the stream protocol"),
         ("STREAM_IN_FLIGHT_MAX", "unanswered requests of one stream"),
+        ("STREAM_IN_FLIGHT_BYTES_MAX", "unanswered requests of one queue or cache stream"),
         ("STREAM_OUTBOX_BYTES_MAX", "unread answers of one stream"),
     ),
     "Locks": (

@@ -23,47 +23,11 @@ from dss.api.stream import close_streams
 from dss.base.limits import BODY_BYTES_MAX, STREAM_IN_FLIGHT_MAX
 from dss.drivers.queues import QueueService
 from dss.observe.metrics import Registry
+from dss.testing.raw_stream import Answer, RawStream
 from dss.topology.nodes import TokenSpec
 
-Answer = tuple[int, Any]
 LONG_MS = 20_000
 """A visibility, or a wait, that outlasts every test."""
-
-
-class Stream:
-    """A WebSocket by hand: every frame is kept as it came."""
-
-    def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        self.ws = ws
-        self.frames: list[list[int]] = []
-        self.answers: dict[int, Answer] = {}
-        self.next_id = 1
-
-    async def send(self, *requests: tuple[str, Any]) -> list[int]:
-        """Send all in one message; their ids."""
-        ids = list(range(self.next_id, self.next_id + len(requests)))
-        self.next_id += len(requests)
-        items = [[number, op, args] for number, (op, args) in zip(ids, requests, strict=True)]
-        await self.ws.send_bytes(msgspec.msgpack.encode(items))
-        return ids
-
-    async def take(self, ids: list[int]) -> list[Answer]:
-        """The answers to `ids`, once all are here."""
-        while not set(ids) <= self.answers.keys():
-            message = await self.ws.receive(5)
-            assert message.type is WSMsgType.BINARY, message
-            frame = msgspec.msgpack.decode(message.data)
-            self.frames.append([number for number, _, _ in frame])
-            for number, status, body in frame:
-                assert number not in self.answers, "answered twice"
-                self.answers[number] = (status, body)
-        return [self.answers.pop(number) for number in ids]
-
-    async def ask(self, *requests: tuple[str, Any]) -> list[Answer]:
-        return await self.take(await self.send(*requests))
-
-    async def one(self, op: str, **args: Any) -> Answer:
-        return (await self.ask((op, args)))[0]
 
 
 class Setting:
@@ -78,8 +42,8 @@ class Setting:
         self.urls = [f"http://127.0.0.1:{runner.addresses[0][1]}" for runner in runners]
         self.http = aiohttp.ClientSession()
 
-    async def stream(self, node: int = 1) -> Stream:
-        return Stream(await self.http.ws_connect(self.urls[node - 1] + PATH))
+    async def stream(self, node: int = 1) -> RawStream:
+        return RawStream(await self.http.ws_connect(self.urls[node - 1] + PATH))
 
     async def post(self, path: str, json: Any, node: int = 1) -> Answer:
         url = f"{self.urls[node - 1]}/v1/queues/{path}"
@@ -491,7 +455,7 @@ def test_tokens__asked_for_at_the_handshake() -> None:
             async with setting.http.get(url, headers=headers) as refused:
                 assert refused.status == 401
         headers = {"Authorization": "Bearer secret"}
-        stream = Stream(await setting.http.ws_connect(url, headers=headers))
+        stream = RawStream(await setting.http.ws_connect(url, headers=headers))
         assert (await stream.one("queue.put", queue="q"))[0] == 201
 
     run(scenario, guard)

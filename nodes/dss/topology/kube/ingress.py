@@ -21,6 +21,7 @@ PREFIXES: Final = {
 COLON_ROUTES: Final = {
     "/v1/locks:stream": "lock",
     "/v1/queues:stream": "queue",
+    "/v1/cache:stream": "cache",
     "/v1/cache:get": "cache",
     "/v1/cache:incr": "cache",
     "/v1/cache:set": "cache",
