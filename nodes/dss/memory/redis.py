@@ -14,6 +14,7 @@ What must not live here: coherence.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, Final
 
 from redis.asyncio import Connection
@@ -111,6 +112,7 @@ class RedisMemory(OperationQueue):
         self._prefix = f"dss:{{{cluster_id}}}:"
         self._timeout_s = timeout_ms / 1000
         self._connection: Connection | None = None
+        self._lookup: asyncio.Future[list[tuple[Any, ...]]] | None = None
         self._shas: dict[str, str] = {}
         self._warnings: list[str] = []
         self._work = asyncio.Event()
@@ -123,6 +125,8 @@ class RedisMemory(OperationQueue):
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
+        if self._lookup is not None:
+            self._lookup.cancel()
         self.abandon_all("main memory has been closed")
         await self._disconnect()
 
@@ -160,7 +164,7 @@ class RedisMemory(OperationQueue):
                     await self._settle(connection, operation)
         except (RedisError, OSError, TimeoutError) as error:
             await self._disconnect()
-            why = f"main memory (redis at {self.where}): {error or 'no answer in time'}"
+            why = f"main memory (redis at {self.where}): {str(error) or 'no answer in time'}"
             for operation in batch:
                 operation.abandon(why, begun=begun)
             return False
@@ -172,7 +176,7 @@ class RedisMemory(OperationQueue):
 
     async def _connect(self) -> Connection:
         connection = Connection(
-            host=self._host,
+            host=await self._address(),
             port=self._port,
             db=self._database,
             username=self._username,
@@ -188,6 +192,25 @@ class RedisMemory(OperationQueue):
             self._shas[kind] = await _ask(connection, "SCRIPT", "LOAD", script)
         await self._check_settings(connection)
         return connection
+
+    async def _address(self) -> str:
+        """Of the host, asked for at each connection: a restarted Redis may have another.
+
+        A look-up may outlive the time of one batch, and then serves the next: a resolver whose
+        first server is dead needs seconds.
+        """
+        if self._lookup is None:
+            loop = asyncio.get_running_loop()
+            self._lookup = asyncio.ensure_future(
+                loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            )
+            self._lookup.add_done_callback(_retrieve)
+        try:
+            found = await asyncio.shield(self._lookup)
+        finally:
+            if self._lookup.done():
+                self._lookup = None
+        return str(found[0][4][0])
 
     async def _check_settings(self, connection: Connection) -> None:
         """Durable and never evicting, or a warning that says what is lost."""
@@ -274,6 +297,12 @@ class RedisMemory(OperationQueue):
             operation.fail(failure)
         else:
             operation.succeed(sequences)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Its failure has been seen, even if nobody waits any more."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _ask(connection: Connection, *command: Any) -> Any:

@@ -39,7 +39,10 @@ from dss.transport.wire import Call, Cast, Message, Return
 
 log = logging.getLogger("dss.transport")
 
+RESOLVE_TIMEOUT_S: Final = 10.0
+"""For a peer's name: two tries of the usual resolver, of which the first server may be dead."""
 DIAL_TIMEOUT_S: Final = 1.0
+"""For a connection: a dead pod's address may not answer at all, and its name has a new one soon."""
 HANDSHAKE_TIMEOUT_S: Final = 3.0
 REDIAL_MIN_S: Final = 0.05
 REDIAL_MAX_S: Final = 1.0
@@ -298,16 +301,12 @@ class Links:
         while not self._stopping:
             link: _Link | None = None
             try:
-                async with asyncio.timeout(DIAL_TIMEOUT_S):
-                    # The name is resolved anew at every dial: a restarted pod has a new address.
-                    _, link = await self.loop.create_connection(
-                        lambda: _Link(self, node_id), peer.host, peer.peer_port
-                    )
+                link = await self._dial(peer)
                 await link.established
                 delay_s = REDIAL_MIN_S
                 await link.closed
             except (OSError, ValueError) as error:  # ValueError: a name that is no host name
-                reason = link.reason if link else (str(error) or "dial timed out")
+                reason = link.reason if link else str(error)
                 self._note(node_id, False, reason)
             if link is not None and not link.closed.done():
                 link.close("dial abandoned")
@@ -325,6 +324,36 @@ class Links:
             return False
         self.identity = self.identity.with_secret(secret)
         return True
+
+    async def _dial(self, peer: NodeSpec) -> _Link:
+        """A connection to the first address that takes it.
+
+        The name is resolved anew at every dial: a restarted pod has a new address. Separately,
+        because uvloop's create_connection leaves its look-up behind when it is given up.
+
+        Raises:
+            OSError, ValueError: none; says why.
+        """
+        try:
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                found = await self.loop.getaddrinfo(
+                    peer.host, peer.peer_port, type=socket.SOCK_STREAM
+                )
+        except TimeoutError:
+            raise OSError("name look-up timed out") from None
+        failure = OSError("the name has no address")
+        for *_, address in found:
+            try:
+                async with asyncio.timeout(DIAL_TIMEOUT_S):
+                    _, link = await self.loop.create_connection(
+                        lambda: _Link(self, peer.id), str(address[0]), peer.peer_port
+                    )
+                return link
+            except TimeoutError:
+                failure = OSError("dial timed out")
+            except OSError as error:
+                failure = error
+        raise failure
 
     # --- the port ---
 

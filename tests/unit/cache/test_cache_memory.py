@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from memory_servers import redis_server
 from dss.base.errors import ConfigProblem
 from dss.memory import AnotherMemory, follow_url, open_memory
 from dss.memory.ports import Memory, MemoryLost, MemoryUnavailable, Stamp, Stored
+from dss.memory.redis import RedisMemory
 
 Scenario = Callable[[Memory], Awaitable[None]]
 
@@ -241,6 +243,40 @@ def test_new_password__used_at_the_next_connection(tmp_path: Path) -> None:
             else:
                 pytest.fail("the new password was not used")
         await memory.stop()
+
+    asyncio.run(main())
+
+
+def test_name_that_takes_longer_than_a_batch__its_answer_serves_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        asked = []
+
+        async def slow(host: str, *args: object, **kwargs: object) -> list[object]:
+            asked.append(host)
+            await asyncio.sleep(0.5)
+            if len(asked) == 1:
+                raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+        with redis_server(tmp_path) as port:
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", slow)
+            memory = RedisMemory("demo-redis.ns.svc", port, 0, "test", timeout_ms=200)
+            await memory.start()
+            failures = []
+            for _ in range(20):
+                try:
+                    assert await memory.claim("me", 1, [0]) == {0: 0}
+                    break
+                except MemoryUnavailable as error:
+                    failures.append(error.message)
+            else:
+                pytest.fail("the slow look-up was never used")
+            await memory.stop()
+        assert asked == ["demo-redis.ns.svc"] * 2
+        assert any("name resolution" in message for message in failures)
+        assert any("no answer in time" in message for message in failures)
 
     asyncio.run(main())
 

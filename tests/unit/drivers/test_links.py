@@ -346,6 +346,39 @@ def test_names_that_fail_hang_and_then_resolve__dialed_each_time_and_quietly(mon
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
+def test_address_that_does_not_answer__given_up_and_the_next_one_is_tried(monkeypatch):
+    """A dead pod's address neither takes nor refuses; a name may have two."""
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        connect, tried = loop.create_connection, []
+
+        async def getaddrinfo(host, port, **kwargs):
+            return [(0, 0, 0, "", (address, port)) for address in ("192.0.2.1", "127.0.0.1")]
+
+        async def create_connection(factory, host, port):
+            tried.append(host)
+            if host == "192.0.2.1":
+                await asyncio.Event().wait()
+            return await connect(factory, host, port)
+
+        monkeypatch.setattr(links_module, "DIAL_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(loop, "create_connection", create_connection)
+        nodes = specs("a", "b")
+        b = make_links("b", nodes)
+        await b.start()
+        await until(lambda: tried == ["192.0.2.1", "127.0.0.1"])
+        await until(lambda: "Connect call failed" in b.links()["a"]["reason"])
+        a = make_links("a", nodes)
+        monkeypatch.setattr(loop, "getaddrinfo", type(loop).getaddrinfo.__get__(loop))
+        await a.start()
+        await until(lambda: b.peer("a"))
+        await stop(a, b)
+
+    run(scenario)
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
 def test_established_links__the_kernel_finds_a_vanished_peer_within_five_seconds():
     async def scenario():
