@@ -2,12 +2,15 @@
 
 Three clusters whose lock nodes run in a test mode from their birth: without pre-vote and with equal
 election timeouts, so that all members campaign at the same moment, for ever. `split` is ended by
-`POST /v1/raft/backoff`; `stubborn` answers that and does nothing, so one pod has to be evicted; of
-`away` one member cannot be reached.
+`POST /v1/raft/backoff`; `stubborn` answers that and does nothing, so one pod has to be evicted;
+`wedged` likewise, and its pod is not ready, so its budget would forbid that; of `away` one member
+cannot be reached.
 """
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +35,7 @@ BIRTHS = 5
 BORN = {  # name -> test mode, remediation mode at birth
     "split": ("split-vote", "DryRun"),
     "stubborn": ("split-vote-no-backoff", "Off"),
+    "wedged": ("split-vote-no-backoff", "Off"),
     "away": ("split-vote", "DryRun"),
 }
 
@@ -75,6 +79,11 @@ def split(clusters: dict[str, Cluster]) -> Cluster:
 @pytest.fixture(scope="module")
 def stubborn(clusters: dict[str, Cluster]) -> Cluster:
     return clusters["stubborn"]
+
+
+@pytest.fixture(scope="module")
+def wedged(clusters: dict[str, Cluster]) -> Cluster:
+    return clusters["wedged"]
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +241,7 @@ def test_member_unreachable__uncertain_and_no_action(
         kubectl("-n", NAMESPACE, "delete", "pod", "away-lock-3", "--wait=true")
         away.patch({"remediation": {"mode": "Enforce"}})
         until("Uncertain", lambda: away.condition("ElectionStuck") == "Unknown", SEEN_S)
-        assert unreachable() > before
+        until("why is counted", lambda: unreachable() > before, SEEN_S, every_s=2)
         holds("no action", lambda: not touched(away), 2 * WINDOW_S, every_s=2)
         assert not away.status()["leader"], "the two others cannot win either"
     finally:
@@ -277,6 +286,34 @@ def test_backoff_without_effect__one_candidate_is_evicted_and_an_operator_restar
     assert changed == evicted, "exactly the evicted pods are new"
     assert remedy(stubborn)["restarts"] == len([r for r in history if r["action"] == "restart"])
     say(f"history: {[(row['groupId'], row['action'], row['member']) for row in history]}")
+
+
+def test_candidate_not_ready__deleted_for_its_budget_would_protect_it_from_its_cure(
+    wedged: Cluster,
+) -> None:
+    pods, over = identities(wedged), threading.Event()
+
+    def keep_unready() -> None:
+        """The candidate is the last of equals. Its kubelet corrects this every ten seconds."""
+        reason = {"type": "Ready", "status": "False", "reason": "Test"}
+        body = json.dumps({"status": {"conditions": [reason]}})
+        while not over.wait(0.2):
+            wedged.kubectl.run("-n", NAMESPACE, "patch", "pod", "wedged-lock-3",
+                               "--subresource=status", "--type=strategic", "-p", body)  # fmt: skip
+
+    thread = threading.Thread(target=keep_unready, daemon=True)
+    thread.start()
+    try:
+        wedged.patch({"remediation": {"mode": "Enforce"}})
+        until("a candidate was restarted", lambda: remedy(wedged)["restarts"] >= 1, 2 * ACTED_S)
+    finally:
+        over.set()
+        thread.join(30)
+    wedged.wait(timeout_s=3 * ACTED_S)
+    rungs = [row for row in touched(wedged) if row["action"] == "restart"]
+    assert {(row["member"], row["outcome"]) for row in rungs} == {("lock-3", "done")}
+    changed = {name for name, uid in identities(wedged).items() if pods.get(name) != uid}
+    assert changed == {"wedged-lock-3"}
 
 
 def test_remediation__counted_in_the_operators_metrics_and_told_in_events(
