@@ -70,6 +70,9 @@ class FakeApi:
         self.version = 0
         self.evictions: list[tuple[str, str]] = []
         self.eviction_status = 201
+        self.rights: set[tuple[str, str]] | None = None
+        """(verb, resource) that the caller has; None: all."""
+        self.used: set[tuple[str, str]] = set()
         self.log: list[tuple[int, str, str, Object]] = []
         """(version, ADDED | MODIFIED | DELETED, plural, object): what a watch tells."""
         self._uids = 0
@@ -219,10 +222,23 @@ class FakeApi:
 
     def _answer(self, call: Call, headers: dict[str, str], body: Object | None) -> Answer:
         try:
+            self._authorise(call, headers)
             created, result = self._serve(call, headers, copy.deepcopy(body or {}))
         except Refusal as refusal:
             return Answer(refusal.status, {}, json.dumps(refusal.body).encode())
         return Answer(201 if created else 200, {}, json.dumps(result).encode())
+
+    def _authorise(self, call: Call, headers: dict[str, str]) -> None:
+        """As RBAC: a server-side apply that makes an object needs `create` besides `patch`."""
+        resource = f"{call.plural}/{call.sub}" if call.sub else call.plural
+        verbs = [call.verb]
+        key = (call.plural, call.query["namespace"], call.name)
+        if call.verb == "patch" and key not in self.objects and "apply-patch" in str(headers):
+            verbs.append("create")
+        for verb in verbs:
+            self.used.add((verb, resource))
+            if self.rights is not None and (verb, resource) not in self.rights:
+                raise Refusal(403, "Forbidden", f"cannot {verb} {resource}")
 
     def _serve(self, call: Call, headers: dict[str, str], body: Object) -> tuple[bool, Object]:
         namespace = call.query["namespace"]

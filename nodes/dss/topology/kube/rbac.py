@@ -1,6 +1,6 @@
 """What the operator may do, one row for each verb that it uses, with the reason.
 
-`tests/kube/e2e` takes the rows from here: each verb given is used, each verb left out not needed.
+`tests/kube` takes the rows from here: each verb given is used, each verb left out not needed.
 What must not live here: who may edit a DSSCluster (a cluster's own business).
 """
 
@@ -25,15 +25,18 @@ class Grant(msgspec.Struct, frozen=True):
     """Only used where a cluster asks for it (a feature that is off by default)."""
 
 
-_OWNED: Final = ("list", "create", "patch", "delete")
+_KEPT: Final = ("list", "create", "patch")
+"""Of kinds that a cluster always wants: the garbage collector removes them with it."""
+_OWNED: Final = (*_KEPT, "delete")
+"""Of kinds that a change of the spec may make superfluous."""
 
 GRANTS: Final = (
     Grant("dss.io", "dssclusters", ("get", "list", "watch"), "what is wanted"),
     Grant("dss.io", "dssclusters/status", ("patch",), "what it says about a cluster"),
-    Grant("", "serviceaccounts", _OWNED, "the pods' identity"),
+    Grant("", "serviceaccounts", _KEPT, "the pods' identity"),
     Grant("", "configmaps", _OWNED, "peer lists, Prometheus' and Grafana's files"),
     Grant("", "services", _OWNED, "names of pods, addresses for clients"),
-    Grant("policy", "poddisruptionbudgets", _OWNED, "one node of a role at a time"),
+    Grant("policy", "poddisruptionbudgets", _KEPT, "one node of a role at a time"),
     Grant("networking.k8s.io", "networkpolicies", _OWNED, "who may reach whom"),
     Grant("networking.k8s.io", "ingresses", _OWNED, "the client routes"),
     Grant("apps", "statefulsets", (*_OWNED, "watch"), "the nodes, Redis, Prometheus, Grafana"),
