@@ -9,8 +9,8 @@ from dss.testing.zoo import ZOO, finds
 
 SECONDS = 20.0
 RECORDED = {
-    "acknowledge_before_fsync": 3,
-    "acknowledges_what_it_did_not_check": 3,
+    "acknowledge_before_fsync": 6,
+    "acknowledges_what_it_did_not_check": 7,
     "double_vote": 1,
     "snapshot_loses_the_last_command": 1,
     "stale_read": 256,

@@ -137,6 +137,41 @@ def test_vote_restriction_3_6_1__only_for_a_log_as_good_as_ours(
     assert raft.term == (max(own) if pre else 3)
 
 
+def test_rival_wins__lost_and_not_split():
+    cluster = Cluster(pre_vote=False)
+    cluster.now += 901
+    for name in ("n1", "n2"):
+        cluster[name].step(fx.Tick())
+    cluster.deliver("n1", "n3", next(m for s, t, m in cluster.wire if (s, t) == ("n1", "n3")))
+    cluster.settle()
+    assert cluster["n1"].raft.role == "leader"
+    assert cluster["n1"].raft.counters == {
+        "started": 1, "won": 1, "lost": 0, "split": 0, "pre_votes": 0,
+    }  # fmt: skip
+    assert cluster["n2"].raft.counters == {
+        "started": 1, "won": 0, "lost": 1, "split": 0, "pre_votes": 0,
+    }  # fmt: skip
+
+
+def test_round_without_a_winner__each_voter_waits_in_a_slot_of_its_own():
+    """Two that met once do not meet again: no third round, whatever they draw."""
+    for seed in range(40):
+        cluster = Cluster(5, seed=seed)
+        cluster.now += 901
+        for node in cluster.nodes.values():
+            node.step(fx.Tick())
+            node.step(fx.Tick())
+        deadlines = [n.raft.next_deadline_ms - cluster.now for n in cluster.nodes.values()]
+        assert deadlines == sorted(deadlines)
+        for slot, ms in enumerate(deadlines):
+            assert 300 + 601 * slot // 5 <= ms <= 300 + 601 * (slot + 1) // 5
+        cluster.run(1_500)
+        leader = cluster.leader()
+        assert leader is not None
+        # A leader was heard: the whole range is drawn from again.
+        assert not any(n.raft._retrying for n in cluster.nodes.values())
+
+
 def test_majority_refuses__candidate_gives_up_and_counts_it():
     cluster = Cluster(logs={"a": [1], "b": [1, 1], "c": [1, 1]}, pre_vote=False)
     cluster.now += 901

@@ -55,12 +55,16 @@ class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False)
 
 
 class VoteResponse(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
-    """`term` echoes the request's term when granted, else is the responder's own term."""
+    """`term` echoes the request's term when granted, else is the responder's own term.
+
+    `behind`: refused because the candidate's log is behind, whoever else gets the vote.
+    """
 
     group: int
     term: int
     granted: bool
     pre: bool = False
+    behind: bool = False
 
 
 class AppendRequest(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):

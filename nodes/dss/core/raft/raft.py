@@ -80,7 +80,11 @@ class Raft:
         self.synced_index = self.log.last_index
         self.membership = Membership(configuration, entries, Member(node_id, incarnation))
         self.story: deque[str] = deque(maxlen=STORY_LINES_MAX)
+        # Each election that was started ends as one of the three. `lost`: another leader of its
+        # term is heard of, or a quorum could never be had because the own log is behind.
+        # `split`: its term ends without either.
         self.counters = {"started": 0, "won": 0, "lost": 0, "split": 0, "pre_votes": 0}
+        self._stood_in = 0  # the term of our own election while its outcome is open
         self._rng = rng
         self.now_ms = now_ms
         self._out: list[fx.Effect] = []
@@ -96,6 +100,8 @@ class Raft:
         self._election_ms = 0
         self._backoff_until_ms = -NEVER_MS
         self._votes: dict[str, bool] = {}
+        self._behind = 0  # votes refused because our log is behind
+        self._retrying = False  # a round of ours has failed since we last heard a leader
         self._leading: Leadership | None = None
         if not self.membership.votes:
             self.role = LEARNER
@@ -292,21 +298,27 @@ class Raft:
             role = LEARNER
         self.role = role
         self.leader = leader
+        if self._stood_in and (leader is not None or self.term != self._stood_in):
+            lost = self.term == self._stood_in
+            self._note_outcome("won" if role == LEADER else "lost" if lost else "split")
         if (role, self.term, leader) != before:
             self.story.append(f"{self.now_ms} {role} term {self.term} leader {leader}: {reason}")
             self._out.append(fx.RoleChanged(role, self.term, leader, reason))
+
+    def _note_outcome(self, outcome: str) -> None:
+        self.counters[outcome] += 1
+        self._stood_in = 0
 
     def _save_state(self) -> None:
         self._state_saved = True
         self._out.append(fx.SaveState(self.term, self.voted_for))
 
     def _become_follower(self, term: int, leader: str | None, reason: str) -> None:
-        if self.role == CANDIDATE:
-            self.counters["lost"] += 1
         if term != self.term:
             self._ack_index = -1
         if leader is not None:
             self._backoff_until_ms = -NEVER_MS
+            self._retrying = False
         self._votes = {}
         waits = self.role == FOLLOWER and leader is None
         self._turn(FOLLOWER, leader, reason, term)
@@ -322,14 +334,20 @@ class Raft:
         self._leading = None
 
     def _redraw_timeout(self) -> None:
-        """A fresh random election timeout, from now; a lone voter need not wait for anyone."""
-        settings = self.settings
-        if len(self.membership.voters) == 1 and self.membership.votes:
+        """A fresh random election timeout, from now; a lone voter need not wait for anyone.
+
+        After a round that nobody won, each voter draws from a slot of its own, in id order: the
+        same two do not meet again.
+        """
+        low, high = self.settings.election_min_ms, self.settings.election_max_ms + 1
+        voters = list(self.membership.voters)
+        if len(voters) == 1 and self.membership.votes:
             self._timeout_ms = 0
         else:
-            self._timeout_ms = self._rng.randrange(
-                settings.election_min_ms, settings.election_max_ms + 1
-            )
+            if self._retrying and self.membership.votes:
+                span, slot = high - low, voters.index(self.node_id)
+                low, high = low + span * slot // len(voters), low + span * (slot + 1) // len(voters)
+            self._timeout_ms = self._rng.randrange(low, max(high, low + 1))
         self._restart_timer()
 
     def _restart_timer(self) -> None:
@@ -370,20 +388,21 @@ class Raft:
             if now >= self._leading.heartbeat_due_ms and not self._leading.on_tick():
                 self._become_follower(self.term, None, "lost contact with a quorum")
         elif self.role != LEARNER and now >= self._election_ms:
-            if self.role == CANDIDATE:
-                self.counters["split"] += 1
             self._leader_contact_ms = -NEVER_MS
             self._campaign(pre=self.settings.pre_vote, reason="election timeout")
 
     def _campaign(self, *, pre: bool, reason: str, transfer: bool = False) -> None:
+        self._retrying = True  # what is drawn now counts if this round fails
         self._redraw_timeout()
         self._votes = {}
+        self._behind = 0
         if pre:
             self.counters["pre_votes"] += 1
             self._turn(PRE_CANDIDATE, None, reason)
         else:
             self.counters["started"] += 1
             self._turn(CANDIDATE, None, reason, self.term + 1)
+            self._stood_in = self.term
             self._ack_index = -1
         request = msg.VoteRequest(
             self.group,
@@ -399,9 +418,11 @@ class Raft:
                 send(voter, request)
         self._count_vote(self.node_id, True)
 
-    def _count_vote(self, voter: str, granted: bool) -> None:
+    def _count_vote(self, voter: str, granted: bool, behind: bool = False) -> None:
         votes = self._votes
-        votes.setdefault(voter, granted)
+        if voter not in votes:
+            votes[voter] = granted
+            self._behind += behind
         given = sum(votes.values())
         quorum = self.membership.quorum
         if given >= quorum:
@@ -410,11 +431,13 @@ class Raft:
             else:
                 self._become_leader()
         elif len(votes) - given > len(self.membership.voters) - quorum:
+            if self._stood_in and self._behind > len(self.membership.voters) - quorum:
+                self._note_outcome("lost")
             self._become_follower(self.term, None, "election lost")
 
     def _become_leader(self) -> None:
-        self.counters["won"] += 1
         self._votes = {}
+        self._retrying = False
         self._turn(LEADER, self.node_id, "won the election")
         self._leading = Leadership(self)
 
@@ -428,17 +451,14 @@ class Raft:
     def _on_vote_request(self, peer: str, request: msg.VoteRequest) -> None:
         """Whoever asks gets an answer, from a learner too: the candidate's log may hold a newer
         configuration, in which they are voters; it is the one who counts (§4.1)."""
+        up_to_date = self._is_up_to_date(request)
         if request.pre:
-            granted = (
-                request.term > self.term
-                and not self.hears_leader()
-                and self._is_up_to_date(request)
-            )
+            granted = request.term > self.term and not self.hears_leader() and up_to_date
             term = request.term if granted else self.term
             self.send(peer, msg.VoteResponse(self.group, term, granted, True))
             return
         free = self.voted_for is None and self.leader is None
-        granted = (free or self.voted_for == peer) and self._is_up_to_date(request)
+        granted = (free or self.voted_for == peer) and up_to_date
         if granted:
             if self.voted_for is None:
                 self.voted_for = peer
@@ -446,7 +466,8 @@ class Raft:
             if self.role == PRE_CANDIDATE:
                 self._become_follower(self.term, None, f"voted for {peer}")
             self._restart_timer()
-        self._send_synced(peer, msg.VoteResponse(self.group, self.term, granted))
+        answer = msg.VoteResponse(self.group, self.term, granted, False, not up_to_date)
+        self._send_synced(peer, answer)
 
     def _on_vote_response(self, peer: str, response: msg.VoteResponse) -> None:
         if peer not in self.membership.voters:
@@ -456,7 +477,7 @@ class Raft:
             if self.role == PRE_CANDIDATE and asked:
                 self._count_vote(peer, response.granted)
         elif self.role == CANDIDATE:
-            self._count_vote(peer, response.granted)
+            self._count_vote(peer, response.granted, response.behind)
 
     def _on_timeout_now(self, peer: str, message: msg.TimeoutNow) -> None:
         if self.role == FOLLOWER and self.leader == peer:
