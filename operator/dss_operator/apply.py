@@ -89,6 +89,9 @@ class Applier:
             except ApiError as error:
                 if error.transient:
                     raise
+                if error.namespace_ends:
+                    outcome.waiting.append("the namespace is being deleted")
+                    return outcome
                 outcome.refused.append(f"{action.kind} {action.name}: {error.message}")
         return outcome
 

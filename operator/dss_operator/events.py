@@ -59,7 +59,8 @@ class Recorder:
             try:
                 await self._kube.create(EVENTS, resource.namespace, self._body(resource, event))
             except ApiError as error:
-                log.warning("event %s not recorded: %s", event.reason, error)
+                if not error.namespace_ends:
+                    log.warning("event %s not recorded: %s", event.reason, error)
 
     def _body(self, resource: Resource, event: Event) -> Object:
         at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

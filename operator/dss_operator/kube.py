@@ -80,6 +80,11 @@ class ApiError(Exception):
         return causes
 
     @property
+    def namespace_ends(self) -> bool:
+        """Nothing can be made in a namespace that is being deleted."""
+        return any(cause.get("reason") == "NamespaceTerminating" for cause in self.causes)
+
+    @property
     def transient(self) -> bool:
         return self.status == 0 or self.status == HTTPStatus.TOO_MANY_REQUESTS or self.status >= 500
 

@@ -64,8 +64,8 @@ class FakeApi:
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.owners: dict[tuple[str, str, str], dict[str, set[Path]]] = {}
         self.calls: list[Call] = []
-        self.faults: dict[int, int | str] = {}
-        self.fault_by: Callable[[Call], int | str | None] = lambda call: None
+        self.faults: dict[int, int | str | Object] = {}
+        self.fault_by: Callable[[Call], int | str | Object | None] = lambda call: None
         self.kill_at = 0
         self.version = 0
         self.evictions: list[tuple[str, str]] = []
@@ -199,6 +199,8 @@ class FakeApi:
             self._answer(call, headers, body)
         if isinstance(fault, str):
             raise TimeoutError(fault)
+        if isinstance(fault, dict):
+            return Answer(fault["code"], {}, json.dumps(fault).encode())
         if fault:
             status = {"code": fault, "reason": "Injected", "message": "injected"}
             return Answer(fault, {}, json.dumps(status).encode())

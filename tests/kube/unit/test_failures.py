@@ -70,6 +70,28 @@ def test_refused_for_good_then_allowed__told_then_converges(status: int) -> None
     run(scenario())
 
 
+def test_namespace_being_deleted__stops_quietly_after_one_try(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ends = {
+        "code": 403, "reason": "Forbidden", "message": "because it is being terminated",
+        "details": {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]},
+    }  # fmt: skip
+
+    async def scenario() -> None:
+        lab = Lab()
+        lab.api.fault_by = lambda call: ends if call.plural not in ("dssclusters",) and (
+            call.verb in ("patch", "create")
+        ) else None  # fmt: skip
+        await lab.tick()
+        assert len([call for call in lab.api.writes if call.plural != "dssclusters"]) == 1
+        assert lab.condition("Progressing") == ("True", "Waiting")
+        assert lab.condition("Degraded") == ("False", "RollingOut")
+        assert "not recorded" not in caplog.text
+
+    run(scenario())
+
+
 def test_api_server_away_for_a_while__backs_off_then_recovers() -> None:
     async def scenario() -> None:
         lab = Lab(**SPEC)
