@@ -23,7 +23,7 @@ from dss.api import openapi
 from dss.api.auth import GUARDED_PREFIX, Guard
 from dss.api.cluster import ClusterView, node_url
 from dss.api.problem import problem_response, result_response
-from dss.api.routes import Route
+from dss.api.routes import CALLER, Route
 from dss.base.errors import DssError, Invalid, NotFound, TooLarge, Unavailable, WrongRole
 from dss.base.limits import BODY_BYTES_MAX
 from dss.observe.logs import unexpected
@@ -172,7 +172,11 @@ def _check(guard: Guard | None, route: Route) -> Check | None:
     if guard is None or not route.path.startswith(GUARDED_PREFIX):
         return None
     check, admin = guard.check, route.admin
-    return lambda request: check(request.headers.get(AUTHORIZATION), admin=admin)
+
+    def guarded(request: web.Request) -> None:
+        request[CALLER] = check(request.headers.get(AUTHORIZATION), admin=admin).name
+
+    return guarded
 
 
 def _check_unmatched(guard: Guard | None) -> Check | None:

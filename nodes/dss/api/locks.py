@@ -1,96 +1,61 @@
 """HTTP routes of sessions and locks: parse, call the service, render.
 
-What must not live here: decisions. Names in paths are percent-encoded. The other routes of the
-contract (upgrade, several locks at once, explain, history, events) come with their features.
+What must not live here: decisions; bodies (lock_bodies.py); events (lock_events.py). Names in
+paths are percent-encoded. A client that hangs up while it waits gives up its place after a while.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
+from dss.api import lock_bodies as bodies
 from dss.api.problem import path_name, read_json, result_response
-from dss.api.routes import Route
+from dss.api.routes import CALLER, Route
 from dss.api.stream import stream_handler
 from dss.base.errors import Invalid
-from dss.base.limits import SESSION_TTL_MS_DEFAULT
+from dss.base.limits import LABEL_CHARS_MAX
 from dss.core.locks.commands import (
     Acquire,
-    Label,
+    AcquireMany,
+    Break,
+    Cancel,
+    Confirm,
+    Downgrade,
+    ExplainLock,
+    GetLock,
+    GetSession,
     ListLocks,
-    Mode,
+    LockHistory,
     Release,
-    SessionId,
-    TokenValue,
-    TtlMs,
-    WaitMs,
+    SessionEnd,
+    SessionKeepalive,
+    Upgrade,
+    VerifyToken,
+    Write,
 )
+from dss.core.machine import Result
 from dss.drivers.locks import LockService
+from dss.observe.logs import event
+
+KEY_HEADER: Final = "Idempotency-Key"
+HANG_UP_LOOK_S: Final = 1.0
+"""How often a waiting handler looks whether its client is still there."""
+
+_log = logging.getLogger("dss.locks")
 
 
-class CreateSessionRequest(msgspec.Struct, forbid_unknown_fields=True):
-    ttl_ms: TtlMs = SESSION_TTL_MS_DEFAULT
-    name: Label = ""
-    """What people see in messages and lists: `worker-7`."""
-
-
-class AcquireRequest(msgspec.Struct, forbid_unknown_fields=True):
-    session: SessionId
-    owner: Label = ""
-    """Two owners of one session exclude each other; default: the session."""
-    mode: Mode = "exclusive"
-    wait_ms: WaitMs = 0
-
-
-class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
-    session: SessionId
-    token: TokenValue
-    owner: Label = ""
-
-
-class SessionAnswer(msgspec.Struct):
-    session: str
-    ttl_ms: int
-
-
-class AcquireAnswer(msgspec.Struct):
-    token: int
-    mode: str
-    expires_in_ms: int
-    """What was left of the session's TTL at the grant."""
-
-
-class SessionDetail(msgspec.Struct):
-    session: str
-    ttl_ms: int
-    name: str
-    expires_in_ms: int
-    held: int
-    waiting: int
-    locks: list[dict[str, Any]]
-
-
-class LockDetail(msgspec.Struct):
-    name: str
-    state: str
-    """`held` or `free`."""
-    holders: list[dict[str, Any]]
-    waiters: list[dict[str, Any]]
-    waiting: int
-    mode: str | None = None
-    token: int | None = None
-
-
-class LockPage(msgspec.Struct):
-    items: list[dict[str, Any]]
-    next: str | None
-    """The next page's `cursor`; null: this is the last."""
-
-
-class Empty(msgspec.Struct):
-    pass
+def idempotency_key(request: web.Request) -> str:
+    """The header's value, or "". Raises Invalid."""
+    key = request.headers.get(KEY_HEADER, "")
+    if key and (len(key) > LABEL_CHARS_MAX or not key.isascii() or not key.isprintable()):
+        raise Invalid(f"{KEY_HEADER} has at most {LABEL_CHARS_MAX} printable ASCII characters")
+    return key
 
 
 class _Handlers:
@@ -99,40 +64,131 @@ class _Handlers:
     def __init__(self, service: LockService) -> None:
         self._service = service
 
+    async def _write(self, request: web.Request, command: Write | Break) -> web.Response:
+        return result_response(*await self._service.write(command, idempotency_key(request)))
+
+    async def _wait(self, request: web.Request, command: Acquire | AcquireMany | Upgrade) -> Any:
+        """As `_write`, for what may wait long: the wait ends when its client has gone."""
+        answer = self._service.write(command, idempotency_key(request))
+        if command.wait_ms <= HANG_UP_LOOK_S * 1_000:
+            return result_response(*await answer)
+        future: asyncio.Future[Result] = asyncio.ensure_future(_awaited(answer))
+        while not future.done():
+            await asyncio.wait((future,), timeout=HANG_UP_LOOK_S)
+            if request.transport is None or request.transport.is_closing():
+                self._service.client_gone([command])
+                break
+        return result_response(*await future)
+
+    # --- sessions -----------------------------------------------------------------------
+
     async def create_session(self, request: web.Request) -> web.Response:
-        body = await read_json(request, CreateSessionRequest)
-        return result_response(*await self._service.create_session(body.ttl_ms, body.name))
+        body = await read_json(request, bodies.CreateSessionRequest)
+        key = idempotency_key(request)
+        return result_response(*await self._service.create_session(body.ttl_ms, body.name, key))
 
     async def get_session(self, request: web.Request) -> web.Response:
-        return result_response(*await self._service.get_session(path_name(request, "session")))
+        return await self._read(GetSession(path_name(request, "session")))
 
     async def keepalive(self, request: web.Request) -> web.Response:
-        return result_response(*await self._service.keepalive(path_name(request, "session")))
+        return await self._write(request, SessionKeepalive(path_name(request, "session")))
 
     async def end_session(self, request: web.Request) -> web.Response:
-        return result_response(*await self._service.end_session(path_name(request, "session")))
+        return await self._write(request, SessionEnd(path_name(request, "session")))
 
-    async def acquire(self, request: web.Request) -> web.Response:
+    # --- acquiring and releasing --------------------------------------------------------
+
+    async def acquire(self, request: web.Request) -> Any:
         name = path_name(request)
-        body = await read_json(request, AcquireRequest)
-        command = Acquire(body.session, name, body.mode, body.wait_ms, body.owner)
-        return result_response(*await self._service.acquire(command))
+        body = await read_json(request, bodies.AcquireRequest)
+        command = Acquire(
+            body.session,
+            name,
+            body.mode,
+            body.wait_ms,
+            body.owner,
+            body.permits,
+            body.limit,
+            body.priority,
+            body.confirm_ms,
+        )
+        return await self._wait(request, command)
+
+    async def acquire_many(self, request: web.Request) -> Any:
+        body = await read_json(request, bodies.AcquireManyRequest)
+        command = AcquireMany(body.session, body.locks, body.wait_ms, body.owner, body.priority)
+        return await self._wait(request, command)
 
     async def release(self, request: web.Request) -> web.Response:
         name = path_name(request)
-        body = await read_json(request, ReleaseRequest)
-        command = Release(body.session, name, body.token, body.owner)
-        return result_response(*await self._service.release(command))
+        body = await read_json(request, bodies.TokenRequest)
+        return await self._write(request, Release(body.session, name, body.token, body.owner))
+
+    async def upgrade(self, request: web.Request) -> Any:
+        name = path_name(request)
+        body = await read_json(request, bodies.UpgradeRequest)
+        command = Upgrade(body.session, name, body.token, body.wait_ms, body.owner)
+        return await self._wait(request, command)
+
+    async def downgrade(self, request: web.Request) -> web.Response:
+        name = path_name(request)
+        body = await read_json(request, bodies.TokenRequest)
+        return await self._write(request, Downgrade(body.session, name, body.token, body.owner))
+
+    async def confirm(self, request: web.Request) -> web.Response:
+        name = path_name(request)
+        body = await read_json(request, bodies.TokenRequest)
+        return await self._write(request, Confirm(body.session, name, body.token, body.owner))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        name = path_name(request)
+        body = await read_json(request, bodies.CancelRequest)
+        return await self._write(request, Cancel(body.session, name, body.owner))
+
+    async def break_lock(self, request: web.Request) -> web.Response:
+        """For administrators. Whoever asks stands in the log line and in the history."""
+        name = path_name(request)
+        by = str(request.get(CALLER) or request.remote or "unknown")[:LABEL_CHARS_MAX]
+        reason = request.query.get("reason", "")
+        if len(reason) > LABEL_CHARS_MAX:
+            raise Invalid(f"reason has at most {LABEL_CHARS_MAX} characters")
+        command = Break(name, by, reason)
+        status, answer = await self._service.write(command, idempotency_key(request))
+        event(
+            _log, "lock_broken", lock=name, by=by, reason=reason, status=status,
+            broken=answer.get("broken", []),
+        )  # fmt: skip
+        return result_response(status, answer)
+
+    # --- reads --------------------------------------------------------------------------
+
+    async def _read(self, query: Any) -> web.Response:
+        return result_response(*await self._service.read(query))
 
     async def get_lock(self, request: web.Request) -> web.Response:
-        return result_response(*await self._service.get(path_name(request)))
+        return await self._read(GetLock(path_name(request)))
+
+    async def explain(self, request: web.Request) -> web.Response:
+        return await self._read(ExplainLock(path_name(request)))
+
+    async def history(self, request: web.Request) -> web.Response:
+        return await self._read(LockHistory(path_name(request)))
+
+    async def verify(self, request: web.Request) -> web.Response:
+        name = path_name(request)
+        body = await read_json(request, bodies.VerifyRequest)
+        return await self._read(VerifyToken(name, body.token))
 
     async def list_locks(self, request: web.Request) -> web.Response:
         try:
             query = msgspec.convert(dict(request.query), ListLocks, strict=False)
         except msgspec.ValidationError as error:
             raise Invalid(f"query: {error}") from error
-        return result_response(*await self._service.list_locks(query))
+        return await self._read(query)
+
+
+async def _awaited(answer: Awaitable[Result]) -> Result:
+    return await answer
 
 
 LIST_QUERY: Final = {
@@ -145,39 +201,98 @@ LIST_QUERY: Final = {
 def routes(service: LockService) -> list[Route]:
     """The routes of a lock node, the stream included."""
     handle = _Handlers(service)
+    return [*_session_routes(handle), *_lock_routes(handle), *_read_routes(handle, service)]
+
+
+def _session_routes(handle: _Handlers) -> list[Route]:
     return [
         Route(
             method="POST", path="/v1/sessions", handler=handle.create_session, status=201,
-            request=CreateSessionRequest, response=SessionAnswer,
+            request=bodies.CreateSessionRequest, response=bodies.SessionAnswer,
             summary="Create a session: it owns locks and ends when it is not kept alive",
         ),
         Route(
             method="GET", path="/v1/sessions/{session}", handler=handle.get_session,
-            response=SessionDetail, summary="A session and what it holds",
+            response=bodies.SessionDetail, summary="A session and what it holds",
         ),
         Route(
             method="POST", path="/v1/sessions/{session}/keepalive", handler=handle.keepalive,
-            response=SessionAnswer, errors=(409,), summary="Give the session its full TTL again",
+            response=bodies.SessionAnswer, errors=(409,),
+            summary="Give the session its full TTL again",
         ),
         Route(
             method="DELETE", path="/v1/sessions/{session}", handler=handle.end_session,
-            response=Empty, errors=(409,), summary="End a session and release its locks",
+            response=bodies.Empty, errors=(409,), summary="End a session and release its locks",
         ),
+    ]  # fmt: skip
+
+
+def _lock_routes(handle: _Handlers) -> list[Route]:
+    return [
         Route(
             method="POST", path="/v1/locks/{name}/acquire", handler=handle.acquire,
-            request=AcquireRequest, response=AcquireAnswer, errors=(409,),
+            request=bodies.AcquireRequest, response=bodies.AcquireAnswer, errors=(409,),
             summary="Acquire a lock, waiting in line for up to wait_ms",
         ),
         Route(
+            method="POST", path="/v1/locks:acquire", handler=handle.acquire_many,
+            request=bodies.AcquireManyRequest, response=bodies.AcquireManyAnswer, errors=(409,),
+            summary="Acquire several locks, all or nothing",
+        ),
+        Route(
             method="POST", path="/v1/locks/{name}/release", handler=handle.release,
-            request=ReleaseRequest, response=Empty, errors=(409,), summary="Release a lock",
+            request=bodies.TokenRequest, response=bodies.Empty, errors=(409,),
+            summary="Release a lock",
         ),
         Route(
-            method="GET", path="/v1/locks/{name}", handler=handle.get_lock, response=LockDetail,
-            summary="Who holds a lock and who waits for it",
+            method="POST", path="/v1/locks/{name}/upgrade", handler=handle.upgrade,
+            request=bodies.UpgradeRequest, response=bodies.AcquireAnswer, errors=(409,),
+            summary="Make a shared hold exclusive, under a new token",
         ),
         Route(
-            method="GET", path="/v1/locks", handler=handle.list_locks, response=LockPage,
+            method="POST", path="/v1/locks/{name}/downgrade", handler=handle.downgrade,
+            request=bodies.TokenRequest, response=bodies.AcquireAnswer, errors=(409,),
+            summary="Make an exclusive hold shared",
+        ),
+        Route(
+            method="POST", path="/v1/locks/{name}/confirm", handler=handle.confirm,
+            request=bodies.TokenRequest, response=bodies.AcquireAnswer, errors=(409,),
+            summary="Confirm a grant that was asked for with confirm_ms",
+        ),
+        Route(
+            method="POST", path="/v1/locks/{name}/cancel", handler=handle.cancel,
+            request=bodies.CancelRequest, response=bodies.CancelAnswer, errors=(409,),
+            summary="End a wait for a lock",
+        ),
+        Route(
+            method="DELETE", path="/v1/locks/{name}", handler=handle.break_lock, admin=True,
+            response=bodies.BreakAnswer, query={"reason": "for the lock's history"},
+            summary="Take a lock from whoever holds it (audited)",
+        ),
+    ]  # fmt: skip
+
+
+def _read_routes(handle: _Handlers, service: LockService) -> list[Route]:
+    return [
+        Route(
+            method="GET", path="/v1/locks/{name}", handler=handle.get_lock,
+            response=bodies.LockDetail, summary="Who holds a lock and who waits for it",
+        ),
+        Route(
+            method="GET", path="/v1/locks/{name}/explain", handler=handle.explain,
+            response=bodies.LockExplanation, summary="Why nobody gets a lock, in words",
+        ),
+        Route(
+            method="GET", path="/v1/locks/{name}/history", handler=handle.history,
+            response=bodies.LockHistoryAnswer, summary="Who held a lock when, with which token",
+        ),
+        Route(
+            method="POST", path="/v1/locks/{name}/verify", handler=handle.verify,
+            request=bodies.VerifyRequest, response=bodies.VerifyAnswer,
+            summary="Is this token good now, and which is the newest",
+        ),
+        Route(
+            method="GET", path="/v1/locks", handler=handle.list_locks, response=bodies.LockPage,
             query=LIST_QUERY, summary="Held locks by name",
         ),
         Route(

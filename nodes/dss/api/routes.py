@@ -6,10 +6,14 @@ What must not live here: any particular route, rendering.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+
+CALLER: Final[Any] = web.RequestKey("caller", str) if hasattr(web, "RequestKey") else "caller"
+"""`request[CALLER]`: the name of the token that the request came with; absent without tokens.
+(aiohttp before 3.14 has no typed keys.)"""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

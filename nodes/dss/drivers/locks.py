@@ -11,25 +11,31 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
 
 from dss.base.errors import DssError, Indeterminate, Invalid, NoQuorum, Overloaded, Unavailable
 from dss.base.ids import LOCK_GROUP
-from dss.base.limits import FORWARDED_READ_RETRY_MS, STREAM_IN_FLIGHT_MAX
+from dss.base.limits import FORWARDED_READ_RETRY_MS, GONE_CLIENT_MS, STREAM_IN_FLIGHT_MAX
 from dss.core.locks.commands import (
     CLIENT_CODEC,
+    KEYED_CODEC,
     READ_OPS,
     Acquire,
+    AcquireMany,
+    Break,
+    Cancel,
+    ExplainLock,
     GetLock,
-    GetSession,
+    Keyed,
     ListLocks,
+    LockHistory,
     Read,
-    Release,
     SessionCreate,
-    SessionEnd,
-    SessionKeepalive,
+    Upgrade,
+    VerifyToken,
     Write,
 )
 from dss.core.locks.machine import LockMachine
@@ -64,6 +70,7 @@ class LockService:
         self._transport = transport
         self._read_timeout_ms = read_timeout_ms
         self._tasks: dict[asyncio.Task[None], None] = {}
+        self._stopped = False
 
     async def start(self) -> None:
         """Answer other nodes' reads. The lock group itself is opened by the composition root."""
@@ -71,6 +78,7 @@ class LockService:
 
     async def stop(self) -> None:
         """Cancel reads under way; writes end with consensus."""
+        self._stopped = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -99,6 +107,7 @@ class LockService:
             "releases": machine.releases,
             "timeouts": machine.timeouts,
             "expirations": machine.expirations,
+            "deadlocks": machine.deadlocks,
         }
 
     def _machine(self) -> LockMachine | None:
@@ -171,40 +180,45 @@ class LockService:
 
     # --- single requests (HTTP) ---------------------------------------------------------
 
-    def create_session(self, ttl_ms: int, name: str = "") -> Awaitable[Result]:
+    def create_session(self, ttl_ms: int, name: str = "", key: str = "") -> Awaitable[Result]:
         """201 `{session, ttl_ms}`."""
-        return self._write(SessionCreate(ttl_ms, name, new_session_id()))
+        return self.write(SessionCreate(ttl_ms, name, new_session_id()), key)
 
-    def keepalive(self, session: str) -> Awaitable[Result]:
-        """200 `{session, ttl_ms}`, or 409 `session_expired`."""
-        return self._write(SessionKeepalive(session))
+    def write(self, command: Write | Break, key: str = "") -> Awaitable[Result]:
+        """One write, its errors as answers.
 
-    def end_session(self, session: str) -> Awaitable[Result]:
-        """200, its locks released; or 409 `session_expired`."""
-        return self._write(SessionEnd(session))
+        Args:
+            key: an `Idempotency-Key`: the same command under the same key is carried out once.
+        """
+        checked = _checked(command)
+        if not key:
+            return self._consensus.call(LOCK_GROUP, checked)
+        return self._consensus.call(LOCK_GROUP, _checked(_keyed(checked, key)))
 
-    def acquire(self, command: Acquire) -> Awaitable[Result]:
-        """200 `{token, mode, expires_in_ms}` within `wait_ms`, or 409."""
-        return self._write(command)
+    def client_gone(self, waits: Sequence[Acquire | AcquireMany | Upgrade]) -> None:
+        """Whoever asked for these has gone: unless it comes back soon, it waits no longer."""
+        before_ms = max(1, self._consensus.log_ms(LOCK_GROUP))
+        loop = asyncio.get_running_loop()
+        loop.call_later(GONE_CLIENT_MS / 1_000, self._cancel_waits, list(waits), before_ms)
 
-    def release(self, command: Release) -> Awaitable[Result]:
-        """200, or 409 `not_holder`, `session_expired`."""
-        return self._write(command)
+    def _cancel_waits(
+        self, waits: Sequence[Acquire | AcquireMany | Upgrade], before_ms: int
+    ) -> None:
+        if not self._stopped:
+            self._spawn(self._cancel_all(waits, before_ms))
 
-    async def get(self, name: str) -> Result:
-        """200: holders and waiters of one lock (core/locks/views.py)."""
-        return (await self._read([_checked(GetLock(name))]))[0]
+    async def _cancel_all(
+        self, waits: Sequence[Acquire | AcquireMany | Upgrade], before_ms: int
+    ) -> None:
+        """A cancel that fails is no loss: the wait has its own time limit."""
+        for wait in waits:
+            name = wait.locks[0] if isinstance(wait, AcquireMany) else wait.name
+            with contextlib.suppress(DssError):
+                await self.write(Cancel(wait.session, name, wait.owner, before_ms))
 
-    async def list_locks(self, query: ListLocks) -> Result:
-        """200 `{items, next}`: held locks by name."""
+    async def read(self, query: Read) -> Result:
+        """One linearizable read."""
         return (await self._read([_checked(query)]))[0]
-
-    async def get_session(self, session: str) -> Result:
-        """200: the session and its locks; or 404."""
-        return (await self._read([_checked(GetSession(session))]))[0]
-
-    def _write(self, command: Write) -> Awaitable[Result]:
-        return self._consensus.call(LOCK_GROUP, _checked(command))
 
     # --- reads --------------------------------------------------------------------------
 
@@ -275,8 +289,14 @@ class LockService:
 
 
 def _answer(machine: LockMachine, read: Read, log_ms: int) -> Result:
+    if isinstance(read, ExplainLock):
+        return 200, machine.explain(read.name, log_ms)
+    if isinstance(read, LockHistory):
+        return 200, machine.history(read.name, log_ms)
     if isinstance(read, GetLock):
         return 200, machine.describe(read.name, log_ms)
+    if isinstance(read, VerifyToken):
+        return 200, machine.verify(read.name, read.token)
     if isinstance(read, ListLocks):
         return 200, machine.list(read.prefix, read.limit, read.cursor, log_ms)
     session = machine.describe_session(read.session, log_ms)
@@ -284,6 +304,16 @@ def _answer(machine: LockMachine, read: Read, log_ms: int) -> Result:
         message = f"session {read.session[:8]}… does not exist or has ended: create a new one"
         return 404, {"code": "not_found", "message": message}
     return 200, session
+
+
+def _keyed(command: Write | Break, key: str) -> Keyed:
+    """What the client asked for, not what was filled in here, tells two requests apart."""
+    asked = command
+    if isinstance(command, SessionCreate):
+        asked = SessionCreate(command.ttl_ms, command.name)
+    digest = blake2b(KEYED_CODEC.encode_item(0, asked), digest_size=16).digest()
+    [(_, op, args)] = KEYED_CODEC.split(join_items(1, [KEYED_CODEC.encode_item(0, command)]))
+    return Keyed(key, digest, op, args)
 
 
 def _answer_overload(sink: Sink, triples: Sequence[tuple[int, str, msgspec.Raw]]) -> None:
@@ -315,13 +345,14 @@ def register_metrics(registry: Registry, service: LockService) -> None:
         ("dss_lock_grants_total", "grants", "Lock grants applied by this node."),
         ("dss_lock_releases_total", "releases", "Lock releases applied, session ends included."),
         ("dss_lock_timeouts_total", "timeouts", "Acquires that ended in lock_timeout."),
+        ("dss_lock_deadlocks_total", "deadlocks", "Waits that ended because of a deadlock."),
         ("dss_lock_session_expirations_total", "expirations", "Sessions ended by their TTL."),
     ):
         registry.counter_callback(name, text, figure(key))
     for name, key, text in (
         ("dss_lock_sessions", "sessions", "Live sessions."),
         ("dss_lock_held", "held", "Holders of locks (a shared lock has several)."),
-        ("dss_lock_locks", "locks", "Locks that somebody holds."),
+        ("dss_lock_locks", "locks", "Locks that somebody holds or waits for."),
         ("dss_lock_waiting", "waiting", "Acquires waiting for a lock."),
     ):
         registry.gauge(name, text, figure(key))

@@ -341,3 +341,197 @@ async def test_stream_route_without_an_upgrade__a_problem_not_a_hang(consensus, 
     status, problem = await get(http, "/v1/locks:stream")
     assert status == 400
     assert problem["code"]
+
+
+# --- modes, several locks, reads, once ----------------------------------------------------
+
+
+async def session_of(http, name=""):
+    return (await post(http, "/v1/sessions", {"ttl_ms": 20_000, "name": name}))[1]["session"]
+
+
+async def keyed(http, path, body, key, method="POST"):
+    headers = {"Idempotency-Key": key}
+    async with http.request(method, path, json=body, headers=headers) as response:
+        return response.status, await response.json(content_type=None)
+
+
+@scenario
+async def test_http_semaphore__as_many_holders_as_its_limit(consensus, http, app):
+    one, two = await session_of(http), await session_of(http)
+    body = {"mode": "semaphore", "limit": 3, "permits": 2}
+    status, held = await post(http, "/v1/locks/s/acquire", {"session": one, **body})
+    assert (status, held["mode"]) == (200, "semaphore")
+    assert (await post(http, "/v1/locks/s/acquire", {"session": two, **body}))[0] == 409
+    less = {"session": two, **body, "permits": 1}
+    assert (await post(http, "/v1/locks/s/acquire", less))[0] == 200
+    other = {"session": two, **body, "limit": 5, "owner": "x"}
+    assert (await post(http, "/v1/locks/s/acquire", other))[1]["code"] == "limit_mismatch"
+    _, lock = await get(http, "/v1/locks/s")
+    assert (lock["limit"], lock["permits_used"], len(lock["holders"])) == (3, 3, 2)
+
+
+@scenario
+async def test_http_upgrade_and_downgrade__answer_the_token(consensus, http, app):
+    me = await session_of(http)
+    _, held = await post(http, "/v1/locks/a/acquire", {"session": me, "mode": "shared"})
+    body = {"session": me, "token": held["token"]}
+    status, upgraded = await post(http, "/v1/locks/a/upgrade", body)
+    assert (status, upgraded["mode"]) == (200, "exclusive")
+    assert upgraded["token"] > held["token"]
+    body["token"] = upgraded["token"]
+    status, down = await post(http, "/v1/locks/a/downgrade", body)
+    assert (status, down["mode"], down["token"]) == (200, "shared", upgraded["token"])
+
+
+@scenario
+async def test_http_several_locks__all_or_none(consensus, http, app):
+    one, two = await session_of(http), await session_of(http)
+    _, held = await post(http, "/v1/locks/b/acquire", {"session": one})
+    ask = {"session": two, "locks": ["a", "b", "c"]}
+    status, problem = await post(http, "/v1/locks:acquire", ask)
+    assert (status, problem["code"], problem["name"]) == (409, "lock_timeout", "b")
+    assert (await get(http, "/v1/locks"))[1]["items"][0]["name"] == "b"
+    waiting = asyncio.create_task(post(http, "/v1/locks:acquire", ask | {"wait_ms": 5_000}))
+    await until(lambda: consensus.lock_machine.waiting)
+    await post(http, "/v1/locks/b/release", {"session": one, "token": held["token"]})
+    status, all_of_them = await waiting
+    assert status == 200
+    assert [each["name"] for each in all_of_them["locks"]] == ["a", "b", "c"]
+    for wrong in (["a", "a"], [], ["a"] * 101, ["a", ".."]):
+        assert (await post(http, "/v1/locks:acquire", ask | {"locks": wrong}))[0] == 422
+
+
+@scenario
+async def test_http_deadlock__the_later_waiter_gets_the_cycle(consensus, http, app):
+    one, two = await session_of(http, "one"), await session_of(http, "two")
+    await post(http, "/v1/locks/a/acquire", {"session": one})
+    await post(http, "/v1/locks/b/acquire", {"session": two})
+    first = asyncio.create_task(post(http, "/v1/locks/b/acquire", {"session": one, "wait_ms": 900}))
+    await until(lambda: consensus.lock_machine.waiting)
+    status, problem = await post(http, "/v1/locks/a/acquire", {"session": two, "wait_ms": 5_000})
+    assert (status, problem["code"]) == (409, "deadlock")
+    assert [(each["label"], each["name"]) for each in problem["cycle"]] == [
+        ("two", "a"),
+        ("one", "b"),
+    ]
+    assert (await get(http, "/v1/locks/b/explain"))[1]["summary"] == [
+        "held exclusive by two for 0 ms (token 2).",
+        "1st in line: one, exclusive, for 0 ms, blocked by two.",
+    ]
+    await post(http, f"/v1/sessions/{two}", method="DELETE")
+    assert (await first)[0] == 200
+
+
+@scenario
+async def test_http_verify_history_and_break__tell_who_held_it(consensus, http, app):
+    one, two = await session_of(http, "one"), await session_of(http, "two")
+    path = "/v1/locks/orders%2F1"
+    _, held = await post(http, f"{path}/acquire", {"session": one})
+    token = held["token"]
+    assert await post(http, f"{path}/verify", {"token": token}) == (
+        200, {"valid": True, "newest": token},
+    )  # fmt: skip
+    waiting = asyncio.create_task(post(http, f"{path}/acquire", {"session": two, "wait_ms": 900}))
+    await until(lambda: consensus.lock_machine.waiting)
+    status, broken = await post(http, f"{path}?reason=stuck", method="DELETE")
+    assert (status, broken["broken"][0]["token"]) == (200, token)
+    assert (await waiting)[1]["token"] == token + 1
+    assert (await post(http, f"{path}/verify", {"token": token}))[1] == {
+        "valid": False, "newest": token + 1,
+    }  # fmt: skip
+    _, past = await get(http, f"{path}/history")
+    assert [(each["holder"], each["token"]) for each in past["items"]] == [
+        ("two", token + 1),
+        ("one", token),
+    ]
+    assert past["items"][0]["ended"] is None
+    assert past["items"][1]["ended"] == "broken by 127.0.0.1: stuck"
+    assert (await post(http, "/v1/locks/free", method="DELETE"))[0] == 404
+
+
+@scenario
+async def test_http_confirm__a_grant_that_nobody_confirms_passes_on(consensus, http, app):
+    one, two = await session_of(http), await session_of(http)
+    body = {"session": one, "confirm_ms": 200}
+    _, first = await post(http, "/v1/locks/a/acquire", body)
+    assert first["confirm_in_ms"] == 200
+    waiting = asyncio.create_task(
+        post(http, "/v1/locks/a/acquire", {"session": two, "wait_ms": 900, "confirm_ms": 200})
+    )
+    await until(lambda: consensus.lock_machine.waiting)
+    consensus.now_ms += 200
+    consensus.expire()
+    status, second = await waiting
+    assert (status, second["token"]) == (200, first["token"] + 1)
+    confirm = {"session": two, "token": second["token"]}
+    status, confirmed = await post(http, "/v1/locks/a/confirm", confirm)
+    assert (status, confirmed["token"], "confirm_in_ms" in confirmed) == (
+        200, second["token"], False,
+    )  # fmt: skip
+    consensus.now_ms += 500
+    consensus.expire()
+    assert (await get(http, "/v1/locks/a"))[1]["token"] == second["token"]
+
+
+@scenario
+async def test_http_cancel__ends_the_wait(consensus, http, app):
+    one, two = await session_of(http), await session_of(http)
+    await post(http, "/v1/locks/a/acquire", {"session": one})
+    waiting = asyncio.create_task(
+        post(http, "/v1/locks/a/acquire", {"session": two, "wait_ms": 900})
+    )
+    await until(lambda: consensus.lock_machine.waiting)
+    assert await post(http, "/v1/locks/a/cancel", {"session": two}) == (200, {"cancelled": True})
+    assert (await waiting)[1]["code"] == "cancelled"
+    assert await post(http, "/v1/locks/a/cancel", {"session": two}) == (200, {"cancelled": False})
+
+
+@scenario
+async def test_http_client_hangs_up_while_it_waits__its_place_is_given_up(consensus, http, app):
+    one, two = await session_of(http), await session_of(http)
+    await post(http, "/v1/locks/a/acquire", {"session": one})
+    async with aiohttp.ClientSession(http._base_url) as other:
+        waiting = asyncio.create_task(
+            post(other, "/v1/locks/a/acquire", {"session": two, "wait_ms": 30_000})
+        )
+        await until(lambda: consensus.lock_machine.waiting)
+        consensus.now_ms = 1
+        waiting.cancel()
+    await until(lambda: not consensus.lock_machine.waiting)
+
+
+@scenario
+async def test_idempotency_key__the_same_answer_and_one_effect(consensus, http, app):
+    me = await session_of(http)
+    path, body = "/v1/locks/a/acquire", {"session": me}
+    first = await keyed(http, path, body, "k1")
+    assert first[0] == 200
+    assert await keyed(http, path, body, "k1") == first
+    released = {"session": me, "token": first[1]["token"]}
+    assert (await keyed(http, "/v1/locks/a/release", released, "k2"))[0] == 200
+    assert (await keyed(http, "/v1/locks/a/release", released, "k2"))[0] == 200
+    assert consensus.lock_machine.held == 0
+    status, problem = await keyed(http, path, {"session": me, "mode": "shared"}, "k1")
+    assert (status, problem["code"]) == (422, "idempotency_key_reused")
+    assert (await keyed(http, path, body, "ü"))[0] == 422
+    made = await keyed(http, "/v1/sessions", {"ttl_ms": 9_000}, "k3")
+    assert await keyed(http, "/v1/sessions", {"ttl_ms": 9_000}, "k3") == made
+    assert made[0] == 201
+
+
+@scenario
+async def test_idempotency_key_of_a_wait__the_repeat_joins_it(consensus, http, app):
+    one, two = await session_of(http), await session_of(http)
+    _, held = await post(http, "/v1/locks/a/acquire", {"session": one})
+    body = {"session": two, "wait_ms": 900}
+    first = asyncio.create_task(keyed(http, "/v1/locks/a/acquire", body, "k"))
+    await until(lambda: consensus.lock_machine.waiting)
+    second = asyncio.create_task(keyed(http, "/v1/locks/a/acquire", body, "k"))
+    assert (await first)[1]["code"] == "superseded"
+    assert consensus.lock_machine.waiting == 1
+    await post(http, "/v1/locks/a/release", {"session": one, "token": held["token"]})
+    answer = await second
+    assert answer[0] == 200
+    assert await keyed(http, "/v1/locks/a/acquire", body, "k") == answer
+    assert consensus.lock_machine.held == 1

@@ -6,7 +6,15 @@ from lock_fakes import FakeConsensus, FakeTransport, ListSink
 from lock_world import sid
 
 from dss.base.errors import Invalid, NoQuorum
-from dss.core.locks.commands import Acquire, ListLocks, Release
+from dss.core.locks.commands import (
+    Acquire,
+    GetLock,
+    GetSession,
+    ListLocks,
+    Release,
+    SessionEnd,
+    SessionKeepalive,
+)
 from dss.drivers.locks import LockService, register_metrics
 from dss.observe.metrics import Registry
 
@@ -146,8 +154,8 @@ def test_read_on_a_follower__asks_the_leader():
         await at_leader.start()
         status, body = await at_leader.create_session(1_000, "me")
         assert status == 201
-        await at_leader.acquire(Acquire(body["session"], "a"))
-        status, found = await at_follower.get("a")
+        await at_leader.write(Acquire(body["session"], "a"))
+        status, found = await at_follower.read(GetLock("a"))
         assert status == 200
         assert found["holders"][0]["label"] == "me"
         assert leader.reads == 1
@@ -161,7 +169,7 @@ def test_read_while_the_leader_changes__succeeds_once_there_is_one():
         await at_leader.start()
         leader.leader = None
         follower.leader = None
-        read = asyncio.ensure_future(at_follower.get("a"))
+        read = asyncio.ensure_future(at_follower.read(GetLock("a")))
         await asyncio.sleep(0.06)
         follower.leader = "other"  # known here before it is ready there
         await asyncio.sleep(0.06)
@@ -180,7 +188,7 @@ def test_read_without_a_leader__no_quorum_within_the_timeout(leader):
         locks = LockService(consensus, FakeTransport(), read_timeout_ms=100)
         with pytest.raises(NoQuorum) as raised:
             async with asyncio.timeout(1):
-                await locks.get("a")
+                await locks.read(GetLock("a"))
         assert raised.value.retry_after_ms == 100
         sink = ListSink()
         locks.submit_stream(sink, pack([[1, "get", {"name": "a"}], [2, "get", {"name": "b"}]]))
@@ -209,13 +217,13 @@ def test_single_requests__a_session_from_birth_to_end():
         locks = service()
         _, session = await locks.create_session(5_000)
         name = session["session"]
-        _, held = await locks.acquire(Acquire(name, "a"))
-        assert (await locks.keepalive(name))[0] == 200
-        assert (await locks.get_session(name))[1]["held"] == 1
-        assert (await locks.list_locks(ListLocks()))[1]["items"][0]["token"] == held["token"]
-        assert await locks.release(Release(name, "a", held["token"])) == (200, {})
-        assert await locks.end_session(name) == (200, {})
-        assert (await locks.keepalive(name))[1]["code"] == "session_expired"
+        _, held = await locks.write(Acquire(name, "a"))
+        assert (await locks.write(SessionKeepalive(name)))[0] == 200
+        assert (await locks.read(GetSession(name)))[1]["held"] == 1
+        assert (await locks.read(ListLocks()))[1]["items"][0]["token"] == held["token"]
+        assert await locks.write(Release(name, "a", held["token"])) == (200, {})
+        assert await locks.write(SessionEnd(name)) == (200, {})
+        assert (await locks.write(SessionKeepalive(name)))[1]["code"] == "session_expired"
 
     asyncio.run(scenario())
 
@@ -225,7 +233,7 @@ def test_command_that_a_follower_could_not_decode__never_reaches_the_log(session
     async def scenario():
         consensus = FakeConsensus()
         with pytest.raises(Invalid):
-            await service(consensus).keepalive(session)
+            await service(consensus).write(SessionKeepalive(session))
         assert consensus.submitted == []
 
     asyncio.run(scenario())

@@ -1,11 +1,13 @@
 """What the lock group understands: one struct per op, validated while it is decoded.
 
-The same bytes are a stream client's request and the log's payload. Expiry is not a client's to
-ask for: those ops exist in the log only, proposed by the leader.
+The same bytes are a stream client's request and the log's payload. Some ops are not a client's to
+ask for on a stream: expiry is proposed by the leader; `break` is an administrator's; `keyed`
+carries an HTTP request with its Idempotency-Key.
+
+`seq` and `ack` (exactly once): a session's sequence number of this command, and the highest one up
+to which the client has all answers. 0: not sequenced.
 
 What must not live here: what a command does (machine.py), HTTP bodies (api/locks.py).
-Seams for later issues, as new fields (last, with a default) or ops: `priority`, mode `semaphore`
-with `permits` and `limit`, `upgrade`, `downgrade`, acquiring several locks at once.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ import msgspec
 from msgspec import Meta
 
 from dss.base.limits import (
+    CONFIRM_MS_MAX,
     LABEL_CHARS_MAX,
     LIST_ITEMS_DEFAULT,
     LIST_ITEMS_MAX,
+    LOCKS_TOGETHER_MAX,
     NAME_BYTES_MAX,
+    PRIORITY_MAX,
+    SEMAPHORE_PERMITS_MAX,
     SESSION_TTL_MS_DEFAULT,
     SESSION_TTL_MS_MAX,
     SESSION_TTL_MS_MIN,
@@ -33,11 +39,17 @@ NewSessionId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 """128 random bits in hex. Whoever knows it may act for the session, so it must not be guessable."""
 Label = Annotated[str, Meta(max_length=LABEL_CHARS_MAX)]
 LockName = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES_MAX)]
+LockNames = Annotated[list[LockName], Meta(min_length=1, max_length=LOCKS_TOGETHER_MAX)]
 Prefix = Annotated[str, Meta(max_length=NAME_BYTES_MAX)]
 TtlMs = Annotated[int, Meta(ge=SESSION_TTL_MS_MIN, le=SESSION_TTL_MS_MAX)]
 WaitMs = Annotated[int, Meta(ge=0, le=WAIT_MS_MAX)]
+ConfirmMs = Annotated[int, Meta(ge=0, le=CONFIRM_MS_MAX)]
 TokenValue = Annotated[int, Meta(ge=1, le=TOKEN_MAX)]
-Mode = Literal["exclusive", "shared"]
+Count = Annotated[int, Meta(ge=0, le=TOKEN_MAX)]
+Permits = Annotated[int, Meta(ge=1, le=SEMAPHORE_PERMITS_MAX)]
+Limit = Annotated[int, Meta(ge=0, le=SEMAPHORE_PERMITS_MAX)]
+Priority = Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
+Mode = Literal["exclusive", "shared", "semaphore"]
 
 ASCII_CHARS_SAFE: Final = NAME_BYTES_MAX // 4
 """A name this short cannot be longer than NAME_BYTES_MAX in UTF-8."""
@@ -56,6 +68,25 @@ def check_name(name: str) -> None:
         for segment in name.split("/"):
             if segment in ("", ".", ".."):
                 raise ValueError(f"a name has no empty, '.' or '..' segment: {name!r}")
+
+
+def check_semaphore(mode: str, permits: int, limit: int) -> None:
+    """`permits` and `limit` belong to semaphores, which need a limit. Raises ValueError."""
+    if mode == "semaphore":
+        if not 1 <= permits <= limit:
+            raise ValueError(
+                f"mode 'semaphore' needs a limit, and 1 ≤ permits ≤ limit: not {permits} of {limit}"
+            )
+    elif permits != 1 or limit:
+        raise ValueError(f"permits and limit are for mode 'semaphore', not {mode!r}")
+
+
+def check_names(names: list[str]) -> None:
+    """Names of one request for several locks. Raises ValueError."""
+    for name in names:
+        check_name(name)
+    if len(set(names)) != len(names):
+        raise ValueError("a name stands twice in locks")
 
 
 class _Command(
@@ -88,9 +119,35 @@ class Acquire(_Command, frozen=True):
     mode: Mode = "exclusive"
     wait_ms: WaitMs = 0
     owner: Label = ""
+    permits: Permits = 1
+    """Of a semaphore: how many of its `limit` this holder takes."""
+    limit: Limit = 0
+    """Of a semaphore: the same for all its holders."""
+    priority: Priority = 0
+    confirm_ms: ConfirmMs = 0
+    """Not 0: the grant passes on unless `confirm` comes within this time."""
+    seq: Count = 0
+    ack: Count = 0
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.limit or self.permits != 1 or self.mode == "semaphore":
+            check_semaphore(self.mode, self.permits, self.limit)
+
+
+class AcquireMany(_Command, frozen=True):
+    """All of `locks`, exclusive, at once or not at all."""
+
+    session: SessionId
+    locks: LockNames
+    wait_ms: WaitMs = 0
+    owner: Label = ""
+    priority: Priority = 0
+    seq: Count = 0
+    ack: Count = 0
+
+    def __post_init__(self) -> None:
+        check_names(self.locks)
 
 
 class Release(_Command, frozen=True):
@@ -98,6 +155,70 @@ class Release(_Command, frozen=True):
     name: LockName
     token: TokenValue
     owner: Label = ""
+    seq: Count = 0
+    ack: Count = 0
+
+
+class Upgrade(_Command, frozen=True):
+    """A shared hold becomes exclusive, once no other holder is left."""
+
+    session: SessionId
+    name: LockName
+    token: TokenValue
+    wait_ms: WaitMs = 0
+    owner: Label = ""
+    seq: Count = 0
+    ack: Count = 0
+
+
+class Downgrade(_Command, frozen=True):
+    """An exclusive hold becomes shared."""
+
+    session: SessionId
+    name: LockName
+    token: TokenValue
+    owner: Label = ""
+    seq: Count = 0
+    ack: Count = 0
+
+
+class Confirm(_Command, frozen=True):
+    """The client knows of its grant (`confirm_ms`): now it counts."""
+
+    session: SessionId
+    name: LockName
+    token: TokenValue
+    owner: Label = ""
+
+
+class Cancel(_Command, frozen=True):
+    """End the owner's wait for `name`.
+
+    `before_ms` not 0: only if its last request came by this log time; a client that came back
+    to its place meanwhile keeps it.
+    """
+
+    session: SessionId
+    name: LockName
+    owner: Label = ""
+    before_ms: Annotated[int, Meta(ge=0)] = 0
+
+
+class Break(_Command, frozen=True):
+    """Take a lock from whoever holds it. `by` and `reason` go into its history."""
+
+    name: LockName
+    by: Label = ""
+    reason: Label = ""
+
+
+class Keyed(_Command, frozen=True):
+    """The command `[op, args]`, carried out once per key; `digest` tells bodies apart."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=LABEL_CHARS_MAX)]
+    digest: Annotated[bytes, Meta(max_length=32)]
+    op: str
+    args: msgspec.Raw
 
 
 class ExpireSessions(_Command, frozen=True):
@@ -112,8 +233,30 @@ class ExpireWaits(_Command, frozen=True):
     tickets: list[int]
 
 
+class ExpireGrants(_Command, frozen=True):
+    """Take back the grants with these tokens that nobody confirmed in time."""
+
+    tokens: list[int]
+
+
 class GetLock(_Command, frozen=True):
     name: LockName
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+class ExplainLock(GetLock, frozen=True):
+    pass
+
+
+class LockHistory(GetLock, frozen=True):
+    pass
+
+
+class VerifyToken(_Command, frozen=True):
+    name: LockName
+    token: TokenValue
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -131,27 +274,44 @@ class GetSession(_Command, frozen=True):
     session: SessionId
 
 
-Write = SessionCreate | SessionKeepalive | SessionEnd | Acquire | Release
-Internal = ExpireSessions | ExpireWaits
-Read = GetLock | ListLocks | GetSession
+Sequenced = Acquire | AcquireMany | Release | Upgrade | Downgrade
+Write = SessionCreate | SessionKeepalive | SessionEnd | Sequenced | Confirm | Cancel
+Internal = ExpireSessions | ExpireWaits | ExpireGrants | Break | Keyed
+Read = GetLock | ExplainLock | LockHistory | VerifyToken | ListLocks | GetSession
 
 _WRITES: Final[dict[str, type[msgspec.Struct]]] = {
     "session.create": SessionCreate,
     "session.keepalive": SessionKeepalive,
     "session.end": SessionEnd,
     "acquire": Acquire,
+    "acquire_many": AcquireMany,
     "release": Release,
+    "upgrade": Upgrade,
+    "downgrade": Downgrade,
+    "confirm": Confirm,
+    "cancel": Cancel,
 }
 _READS: Final[dict[str, type[msgspec.Struct]]] = {
     "get": GetLock,
+    "explain": ExplainLock,
+    "history": LockHistory,
+    "verify": VerifyToken,
     "list": ListLocks,
     "session.get": GetSession,
 }
+_INTERNAL: Final[dict[str, type[msgspec.Struct]]] = {
+    "expire_sessions": ExpireSessions,
+    "expire_waits": ExpireWaits,
+    "expire_grants": ExpireGrants,
+    "break": Break,
+    "keyed": Keyed,
+}
 
-LOG_CODEC: Final = CommandCodec(
-    {**_WRITES, "expire_sessions": ExpireSessions, "expire_waits": ExpireWaits}
-)
+LOG_CODEC: Final = CommandCodec(_WRITES | _INTERNAL)
 """What may stand in the log."""
-CLIENT_CODEC: Final = CommandCodec({**_WRITES, **_READS})
-"""What a client may send; reads never reach the log."""
+CLIENT_CODEC: Final = CommandCodec(_WRITES | _READS)
+"""What a client may send on a stream; reads never reach the log."""
+KEYED_CODEC: Final = CommandCodec(_WRITES | {"break": Break})
+"""What an HTTP request with an Idempotency-Key may carry."""
 READ_OPS: Final = frozenset(_READS)
+"""Answered by the leader's machine after a ReadIndex round."""

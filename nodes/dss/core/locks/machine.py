@@ -1,93 +1,99 @@
 """The lock group's state machine: sessions, locks, waiters, fencing tokens.
 
-What lives here: who holds what, who waits for what, and when either ends, as a deterministic
-function of the log. What must not: HTTP, who may ask, anything that differs between nodes.
+What lives here: what each command does, as a deterministic function of the log. What must not:
+HTTP, who may ask, anything that differs between nodes. How lines are served: lines.py.
 
-The rules (docs/guarantees: locks):
+The rules (docs/locks.md, docs/guarantees.md):
 
-* A holder is `(session, owner)`. Shared holders exclude exclusive ones; owners of one session
-  exclude each other. The same holder acquiring again in the same mode gets the same token and
-  needs one more release. In the other mode it would wait for itself for ever: 409 `deadlock`.
-* Waiting is first come, first served: whoever finds anybody waiting stands behind them, so a
-  stream of readers cannot starve a writer.
+* A holder is `(session, owner)`; owners of one session exclude each other. The same holder
+  acquiring again in the same mode gets the same token and needs one more release. In another
+  mode it would wait for itself for ever: 409 `deadlock`.
+* Shared holders exclude exclusive ones; holders of a semaphore share its limit.
+* Waiting is first come, first served among equal priorities.
 * Tokens come from one counter of the group that only grows: per lock they strictly increase,
-  also after the lock was deleted (a lock that nobody holds has no state at all).
+  also after the lock was deleted (a lock that nobody holds or waits for has no state).
 * A session ends by `session.end` or by an expiry that is conditional on its renewal count and
   on its deadline; its waits end first, then its locks are released.
 * A new leader gives every session its full TTL again: `_floor_ms` stands for all of them.
+* A sequenced or keyed command is carried out once; repeating it gives the same answer.
 
-Seams: a semaphore is a third mode with a permit count in `Hold`; upgrade and downgrade change
-`Lock.shared`; wait-for edges are (lock.waiters, lock.holders) and are looked at where
-`_wait` appends. Source: Gray & Reuter 1992 ch. 7-8 (lock queues); Burrows 2006 (Chubby:
-sessions, sequencers).
+Source: Gray & Reuter 1992 ch. 7-8 (lock queues); Burrows 2006 (Chubby: sessions, sequencers);
+Ongaro 2014 §6.3 (exactly once).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from heapq import heappop
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from dss.base.errors import DssError
 from dss.base.limits import (
     EXPIRY_BATCH_MAX,
     EXPIRY_RETRY_MS,
     LOCKS_MAX,
-    SESSION_HOLDS_MAX,
+    SEQUENCE_WINDOW,
     SESSIONS_MAX,
-    TOKEN_MAX,
-    WAITERS_MAX,
-    WAITERS_PER_LOCK_MAX,
 )
-from dss.core.locks import views
-from dss.core.locks.answers import (
-    lock_timeout,
-    problem,
-    self_deadlock,
-    session_expired,
-    too_many_holds,
-)
+from dss.core.locks import answers, snapshots, views
+from dss.core.locks.answers import OK, problem, session_expired
 from dss.core.locks.commands import (
+    KEYED_CODEC,
     LOG_CODEC,
     Acquire,
+    AcquireMany,
+    Break,
+    Cancel,
+    Confirm,
+    Downgrade,
+    ExpireGrants,
     ExpireSessions,
     ExpireWaits,
+    Keyed,
     Release,
     SessionCreate,
     SessionEnd,
     SessionKeepalive,
+    Upgrade,
 )
-from dss.core.locks.state import Hold, Lock, LockState, Session, Waiter
+from dss.core.locks.history import BROKEN, ENDED, EXPIRED, RELEASED, UNCONFIRMED
+from dss.core.locks.lines import NO_KEY, LockLines
+from dss.core.locks.state import Due, Hold, Lock, Session, Waiter
 from dss.core.machine import PENDING, CommandCodec, Result, Wake
 
-_OK: Final[Result] = (200, {})
+Once = TypeVar("Once", Acquire, AcquireMany, Release, Upgrade, Downgrade)
+TRY_LATER: Final = 429
+"""Answers that say "nothing was done, come again" are not kept: coming again must help."""
 
 
-class LockMachine(LockState):
+class LockMachine(LockLines):
     """See the module. Implements core.machine.Machine.
 
-    Attributes (plain ints, for metrics): `grants`, `releases`, `timeouts`, `expirations` count
-    what this process applied since it started; `held`, `waiting`, `sessions`, `locks` are now's.
+    Attributes (plain ints, for metrics): `grants`, `releases`, `timeouts`, `expirations`,
+    `deadlocks` count what this process applied since it started; `held`, `waiting`, `sessions`,
+    `locks` are now's.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.codec: CommandCodec = LOG_CODEC
-        self._index = 0
-        self._now_ms = 0
-        self._wakes: list[Wake] = []
-        self.grants = 0
-        self.releases = 0
-        self.timeouts = 0
         self.expirations = 0
         self._handlers: dict[type, Callable[[Any, int], Result]] = {
             Acquire: self._acquire,
+            AcquireMany: self._acquire_many,
             Release: self._release,
+            Upgrade: self._upgrade,
+            Downgrade: self._downgrade,
+            Confirm: self._confirm,
+            Cancel: self._cancel,
+            Break: self._break,
+            Keyed: self._keyed,
             SessionCreate: self._create,
             SessionKeepalive: self._keepalive,
             SessionEnd: self._end,
             ExpireSessions: self._expire_sessions,
             ExpireWaits: self._expire_waits,
+            ExpireGrants: self._expire_grants,
         }
 
     # --- the contract -------------------------------------------------------------------
@@ -97,9 +103,13 @@ class LockMachine(LockState):
         self._index = index
         self._now_ms = log_ms
         handlers = self._handlers
-        return [
-            handlers[type(command)](command, position) for position, command in enumerate(commands)
-        ]
+        results = []
+        for position, command in enumerate(commands):
+            results.append(handlers[type(command)](command, position))
+            if self._suspects:
+                self._resolve()
+        self.journal.trim()
+        return results
 
     def take_wakes(self) -> list[Wake]:
         """See core.machine.Machine.take_wakes."""
@@ -113,6 +123,15 @@ class LockMachine(LockState):
         self._index = index
         self._now_ms = log_ms
         self._floor_ms = log_ms
+
+    def snapshot(self) -> bytes:
+        """See core.machine.Machine.snapshot. Equal states give equal bytes."""
+        return snapshots.encode(self)
+
+    def restore(self, data: bytes) -> None:
+        """See core.machine.Machine.restore. Raises CorruptData for anything else's bytes."""
+        snapshots.decode_into(self, data)
+        self._wakes = []
 
     # --- sessions -----------------------------------------------------------------------
 
@@ -143,8 +162,8 @@ class LockMachine(LockState):
         session = self._sessions.get(command.session)
         if session is None:
             return session_expired(command.session)
-        self._end_session(session)
-        return _OK
+        self._end_session(session, ENDED)
+        return OK
 
     def _expire_sessions(self, command: ExpireSessions, position: int) -> Result:
         for session_id, renewals in command.sessions:
@@ -155,212 +174,436 @@ class LockMachine(LockState):
                 and self.session_deadline_ms(session) <= self._now_ms
             ):
                 self.expirations += 1
-                self._end_session(session)
-        return _OK
+                self._end_session(session, EXPIRED)
+        return OK
 
-    def _end_session(self, session: Session) -> None:
+    def _end_session(self, session: Session, how: str) -> None:
         """Its waits end first, so that none is granted by its own releases.
 
         Order is by ticket and by token, so that it survives a snapshot.
         """
-        del self._sessions[session.id]
-        touched: dict[str, Lock] = {}
-        for waiter in sorted(session.waits.values(), key=_ticket_of):
-            touched[waiter.name] = self._drop_waiter(waiter)
-            status, body = session_expired(session.id)
-            self._wakes.append(Wake(waiter.index, waiter.position, status, body))
+        touched: dict[str, None] = {}
+        waits = {each.ticket: each for mine in session.waits.values() for each in mine.values()}
+        for ticket in sorted(waits):
+            touched.update(dict.fromkeys(waits[ticket].names))
+            self._end_wait(waits[ticket], session, session_expired(session.id))
         for token in sorted(session.holds):
-            hold = session.holds[token]
-            lock = self._locks[hold.name]
-            del lock.holders[session.id, hold.owner]
-            self.held -= 1
-            self.releases += 1
-            touched[hold.name] = lock
-        for lock in touched.values():
+            touched[self._take_back(session.holds[token], session, how).name] = None
+        del self._sessions[session.id]
+        self.journal.lost((session.id, "", 0, "", how))
+        for name in touched:
+            self._settle_named(name)
+
+    def _settle_named(self, name: str) -> None:
+        lock = self._locks.get(name)
+        if lock is not None:
             self._settle(lock)
 
-    # --- locks --------------------------------------------------------------------------
+    # --- exactly once -------------------------------------------------------------------
+
+    def _once(
+        self,
+        session: Session,
+        command: Once,
+        position: int,
+        handler: Callable[[Once, Session, int], Result],
+    ) -> Result:
+        """A sequenced command: carried out once, then answered from memory."""
+        kept = session.answers
+        if kept is None:
+            kept = session.answers = {}
+        if command.ack > session.floor:
+            session.floor = command.ack
+            for seq in [seq for seq in kept if seq <= command.ack]:
+                del kept[seq]
+        seq = command.seq
+        earlier = kept.get(seq)
+        if earlier is not None:
+            return earlier if earlier[0] else self._rejoin(session, command, position)
+        if seq <= session.floor:
+            return answers.too_old(seq, session.floor)
+        if seq > session.floor + SEQUENCE_WINDOW:
+            return answers.window_full()
+        result = handler(command, session, position)
+        if result[0] != TRY_LATER:
+            kept[seq] = result
+        return result
+
+    def _rejoin(self, session: Session, command: Once, position: int) -> Result:
+        """It still waits: the repeat takes the place of the question."""
+        owner = command.owner or command.session
+        name = command.locks[0] if isinstance(command, AcquireMany) else command.name
+        waiter = session.waits.get(owner, {}).get(name)
+        if waiter is None or waiter.seq != command.seq:
+            return problem(409, "sequence_reused", f"command {command.seq} was another request")
+        return self._take_over(waiter, position)
+
+    def _take_over(self, waiter: Waiter, position: int) -> Result:
+        """The older question is answered; the wait goes on for the newer one."""
+        self._wakes.append(Wake(waiter.index, waiter.position, *answers.superseded(waiter.names)))
+        waiter.index = self._index
+        waiter.position = position
+        waiter.joined_ms = self._now_ms
+        self._asked = waiter
+        return PENDING
+
+    def _keyed(self, command: Keyed, position: int) -> Result:
+        """An HTTP request with its Idempotency-Key."""
+        entry = self.keys.find(command.key, self._now_ms)
+        if entry is not None:
+            if entry.digest != command.digest:
+                return answers.other_body(command.key)
+            if entry.answer[0]:
+                return entry.answer
+            return self._take_over(self._waiters[entry.answer[1]], position)
+        if self.keys.full:
+            return answers.too_many_keys()
+        try:
+            inner = KEYED_CODEC.decode_args(command.op, command.args)
+        except DssError as error:
+            return error.status, error.body()
+        self._key = command.key
+        self._asked = None
+        self.keys.keep(command.key, command.digest, self._now_ms, PENDING)
+        result = self._handlers[type(inner)](inner, position)
+        self._key = NO_KEY
+        if result[0] == TRY_LATER:
+            self.keys.forget(command.key)
+        elif result[0] or self._asked is None:
+            self.keys.settle(command.key, result)
+        else:
+            self.keys.settle(command.key, (0, self._asked.ticket))
+        return result
+
+    # --- acquiring ----------------------------------------------------------------------
 
     def _acquire(self, command: Acquire, position: int) -> Result:
         session = self._sessions.get(command.session)
         if session is None:
             return session_expired(command.session)
+        if command.seq:
+            return self._once(session, command, position, self._acquire_one)
+        return self._acquire_one(command, session, position)
+
+    def _acquire_one(self, command: Acquire, session: Session, position: int) -> Result:
         name = command.name
         owner = command.owner or command.session
-        shared = command.mode == "shared"
+        mode = command.mode
         lock = self._locks.get(name)
         if lock is None:
             if len(self._locks) >= LOCKS_MAX:
-                return problem(429, "overloaded", f"{LOCKS_MAX} locks are held: release some")
-            if len(session.holds) + len(session.waits) >= SESSION_HOLDS_MAX:
-                return too_many_holds()
-            lock = Lock(name, shared, {})
+                return answers.too_many_locks()
+            if full := self._no_hold(session, 1):
+                return full
+            self._forget_age(session, owner, (name,))
+            lock = Lock(name, mode, {}, None, command.limit)
             self._locks[name] = lock
-            return self._grant(lock, session, owner)
+            return self._grant(lock, session, owner, command.permits, command.confirm_ms)
         hold = lock.holders.get((session.id, owner))
         if hold is not None:
-            if lock.shared is shared:
-                hold.count += 1
-                return self._granted(hold, lock, session)
-            return self_deadlock(lock, hold)
+            return self._acquire_again(lock, hold, session, command)
         if session.waits:
-            waiter = session.waits.get((name, owner))
-            if waiter is not None:
-                return self._supersede(lock, session, waiter, command, position)
-        if shared and lock.shared and not lock.waiters:
-            if len(session.holds) + len(session.waits) >= SESSION_HOLDS_MAX:
-                return too_many_holds()
-            return self._grant(lock, session, owner)
-        return self._wait(lock, session, owner, command, position)
+            older = session.waits.get(owner, {}).get(name)
+            if older is not None:
+                return self._acquire_instead(older, session, command, position)
+        shares = mode == "semaphore" and lock.mode == mode and lock.holders
+        if shares and lock.limit != command.limit:
+            return answers.other_limit(lock, command.limit)
+        first = not lock.waiters or self._outranks(
+            lock, self._place(session, owner, (name,), command.priority)
+        )
+        if first and self._has_room(lock, mode, command.permits, command.limit):
+            if full := self._no_hold(session, 1):
+                return full
+            if not lock.holders:
+                self._open(lock, mode, command.limit)
+            if lock.waiters:
+                self._suspects.append(lock.waiters[0])
+            self._forget_age(session, owner, (name,))
+            return self._grant(lock, session, owner, command.permits, command.confirm_ms)
+        if command.wait_ms == 0:
+            self.timeouts += 1
+            return answers.lock_timeout(self, lock, None, self._now_ms)
+        if full := self._no_room(session, (name,)):
+            return full
+        return self._wait(self._new_waiter("one", (name,), owner, command, position), session)
 
-    def _grant(self, lock: Lock, session: Session, owner: str) -> Result:
-        token = self._token + 1
-        assert token <= TOKEN_MAX, "the grant counter is exhausted"
-        self._token = token
-        self.grants += 1
-        self.held += 1
-        hold = Hold(lock.name, session.id, owner, token, self._now_ms)
-        lock.holders[session.id, owner] = hold
-        session.holds[token] = hold
+    def _new_waiter(
+        self,
+        kind: str,
+        names: tuple[str, ...],
+        owner: str,
+        command: Acquire | AcquireMany | Upgrade,
+        position: int,
+    ) -> Waiter:
+        """Without a ticket yet."""
+        plain = command if isinstance(command, Acquire) else None
+        return Waiter(
+            0,
+            names,
+            command.session,
+            owner,
+            kind,
+            plain.mode if plain else "exclusive",
+            plain.permits if plain else 1,
+            plain.limit if plain else 0,
+            0 if isinstance(command, Upgrade) else command.priority,
+            self._now_ms,
+            self._now_ms + command.wait_ms,
+            self._now_ms,
+            plain.confirm_ms if plain else 0,
+            self._index,
+            position,
+            command.seq,
+            self._key,
+        )
+
+    def _acquire_again(self, lock: Lock, hold: Hold, session: Session, command: Acquire) -> Result:
+        if lock.mode != command.mode:
+            return answers.self_deadlock(lock, hold)
+        if lock.mode == "semaphore":
+            if lock.limit != command.limit:
+                return answers.other_limit(lock, command.limit)
+            if hold.permits != command.permits:
+                return answers.other_permits(lock, hold)
+        hold.count += 1
         return self._granted(hold, lock, session)
 
-    def _granted(self, hold: Hold, lock: Lock, session: Session) -> Result:
-        left_ms = self.session_deadline_ms(session) - self._now_ms
-        return 200, {
-            "token": hold.token,
-            "mode": "shared" if lock.shared else "exclusive",
-            "expires_in_ms": left_ms if left_ms > 0 else 0,
-        }
+    def _acquire_instead(
+        self, older: Waiter, session: Session, command: Acquire, position: int
+    ) -> Result:
+        """The owner's newer request takes the wait over, with its place, or ends it."""
+        same = (
+            older.kind == "one"
+            and (older.mode, older.permits, older.limit, older.priority)
+            == (command.mode, command.permits, command.limit, command.priority)
+        )  # fmt: skip
+        if same and command.wait_ms:
+            return self._prolong(older, session, command, position)
+        # Not waiting any longer, or for something else: the place in the line is given up.
+        self._give_up(older, answers.superseded(older.names))
+        return self._acquire_one(command, session, position)
+
+    def _prolong(
+        self,
+        waiter: Waiter,
+        session: Session,
+        command: Acquire | AcquireMany | Upgrade,
+        position: int,
+    ) -> Result:
+        """The same wait for a newer question, with its time limit, under its numbers."""
+        if waiter.seq != command.seq or waiter.key != self._key:
+            # Whoever repeats the older one by its number is told that it was superseded.
+            self._remember(waiter, session, answers.superseded(waiter.names))
+            waiter.seq = command.seq
+            waiter.key = self._key
+        waiter.deadline_ms = self._now_ms + command.wait_ms
+        if isinstance(command, Acquire):
+            waiter.confirm_ms = command.confirm_ms
+        self._schedule(waiter.deadline_ms, waiter)
+        return self._take_over(waiter, position)
+
+    def _acquire_many(self, command: AcquireMany, position: int) -> Result:
+        session = self._sessions.get(command.session)
+        if session is None:
+            return session_expired(command.session)
+        if command.seq:
+            return self._once(session, command, position, self._acquire_all)
+        return self._acquire_all(command, session, position)
+
+    def _acquire_all(self, command: AcquireMany, session: Session, position: int) -> Result:
+        names = tuple(command.locks)
+        owner = command.owner or command.session
+        me = (session.id, owner)
+        for name in names:
+            older = session.waits.get(owner, {}).get(name)
+            if older is None:
+                continue
+            same = (older.names, older.kind, older.priority) == (names, "many", command.priority)
+            if same and command.wait_ms:
+                return self._prolong(older, session, command, position)
+            self._give_up(older, answers.superseded(older.names))
+        place = self._place(session, owner, names, command.priority)
+        busy = None
+        new = 0
+        for name in names:
+            lock = self._locks.get(name)
+            if lock is None:
+                new += 1
+                continue
+            if me in lock.holders and lock.mode != "exclusive":
+                return answers.self_deadlock(lock, lock.holders[me])
+            free = not lock.holders or me in lock.holders
+            if busy is None and not (free and self._outranks(lock, place)):
+                busy = lock
+        if len(self._locks) + new > LOCKS_MAX:
+            return answers.too_many_locks()
+        if busy is not None and command.wait_ms == 0:
+            self.timeouts += 1
+            return answers.lock_timeout(self, busy, None, self._now_ms)
+        room = self._no_hold(session, len(names)) if not busy else self._no_room(session, names)
+        if room is not None:
+            return room
+        for name in names:
+            if name not in self._locks:
+                self._locks[name] = Lock(name, "exclusive", {})
+            elif busy is None and (waiters := self._locks[name].waiters):
+                self._suspects.append(waiters[0])
+        if busy is None:
+            self._forget_age(session, owner, names)
+            return self._grant_all(session, owner, names)
+        return self._wait(self._new_waiter("many", names, owner, command, position), session)
+
+    # --- holding ------------------------------------------------------------------------
 
     def _release(self, command: Release, position: int) -> Result:
         session = self._sessions.get(command.session)
         if session is None:
             return session_expired(command.session)
+        if command.seq:
+            return self._once(session, command, position, self._release_one)
+        return self._release_one(command, session, position)
+
+    def _release_one(self, command: Release, session: Session, position: int) -> Result:
         hold = session.holds.get(command.token)
         owner = command.owner or command.session
         if hold is None or hold.name != command.name or hold.owner != owner:
-            return problem(
-                409,
-                "not_holder",
-                f'lock "{command.name}": not held by this session and owner with token '
-                f"{command.token}; it was released, or its session ended.",
-            )
+            return answers.not_holder(command.name, command.token)
         hold.count -= 1
-        if hold.count:
-            return _OK
-        del session.holds[command.token]
+        if hold.count == 0:
+            self._settle(self._take_back(hold, session, RELEASED))
+        return OK
+
+    def _hold_of(self, session: Session, command: Upgrade | Downgrade | Confirm) -> Hold | None:
+        hold = session.holds.get(command.token)
+        owner = command.owner or command.session
+        if hold is None or hold.name != command.name or hold.owner != owner:
+            return None
+        return hold
+
+    def _upgrade(self, command: Upgrade, position: int) -> Result:
+        session = self._sessions.get(command.session)
+        if session is None:
+            return session_expired(command.session)
+        if command.seq:
+            return self._once(session, command, position, self._upgrade_one)
+        return self._upgrade_one(command, session, position)
+
+    def _upgrade_one(self, command: Upgrade, session: Session, position: int) -> Result:
+        hold = self._hold_of(session, command)
+        if hold is None:
+            return answers.not_holder(command.name, command.token)
         lock = self._locks[hold.name]
-        del lock.holders[session.id, owner]
-        self.held -= 1
-        self.releases += 1
-        self._settle(lock)
-        return _OK
-
-    def _settle(self, lock: Lock) -> None:
-        """After a change: grant to the first waiters as far as the modes allow."""
-        holders = lock.holders
-        waiters = lock.waiters
-        while waiters:
-            waiter = next(iter(waiters.values()))
-            if holders and not (waiter.shared and lock.shared):
-                return
-            session = self._sessions[waiter.session]
-            self._drop_waiter(waiter)
-            del session.waits[waiter.name, waiter.owner]
-            lock.shared = waiter.shared
-            status, body = self._grant(lock, session, waiter.owner)
-            self._wakes.append(Wake(waiter.index, waiter.position, status, body))
-        if not holders:
-            del self._locks[lock.name]
-
-    # --- waiting ------------------------------------------------------------------------
-
-    def _wait(
-        self, lock: Lock, session: Session, owner: str, command: Acquire, position: int
-    ) -> Result:
+        if lock.mode == "exclusive":
+            return self._granted(hold, lock, session)
+        if lock.mode != "shared":
+            return answers.wrong_mode(lock, "a shared hold")
+        older = session.waits.get(hold.owner, {}).get(hold.name)
+        if older is not None:
+            if older.kind == "upgrade" and command.wait_ms:
+                return self._prolong(older, session, command, position)
+            self._give_up(older, answers.superseded(older.names))
+        if len(lock.holders) == 1:
+            return self._upgrade_now(lock, hold, session)
         if command.wait_ms == 0:
             self.timeouts += 1
-            return lock_timeout(self, lock, None, self._now_ms)
-        waiters = lock.waiters or OrderedDict()
-        if len(waiters) >= WAITERS_PER_LOCK_MAX or len(self._waiters) >= WAITERS_MAX:
-            return problem(
-                429,
-                "overloaded",
-                f'lock "{lock.name}": too many wait ({len(waiters)} here, {self.waiting} in all)',
-            )
-        if len(session.holds) + len(session.waits) >= SESSION_HOLDS_MAX:
-            return too_many_holds()
-        self._ticket += 1
-        waiter = Waiter(
-            self._ticket,
-            lock.name,
-            session.id,
-            owner,
-            command.mode == "shared",
-            self._now_ms,
-            self._now_ms + command.wait_ms,
-            self._index,
-            position,
+            return answers.lock_timeout(self, lock, None, self._now_ms)
+        names = (hold.name,)
+        if full := self._no_room(session, names):
+            return full
+        return self._wait(
+            self._new_waiter("upgrade", names, hold.owner, command, position), session
         )
-        waiters[waiter.ticket] = waiter
-        lock.waiters = waiters
-        self._waiters[waiter.ticket] = waiter
-        session.waits[lock.name, owner] = waiter
-        self._schedule(waiter.deadline_ms, waiter)
-        return PENDING
 
-    def _supersede(
-        self, lock: Lock, session: Session, waiter: Waiter, command: Acquire, position: int
-    ) -> Result:
-        """The owner's newer request takes the wait over, with its place, or ends it."""
-        self._wakes.append(
-            Wake(
-                waiter.index,
-                waiter.position,
-                409,
-                {
-                    "code": "superseded",
-                    "message": f'lock "{lock.name}": a newer acquire of the same owner took '
-                    "this wait over.",
-                },
-            )
-        )
-        if command.wait_ms and waiter.shared == (command.mode == "shared"):
-            waiter.index = self._index
-            waiter.position = position
-            waiter.deadline_ms = self._now_ms + command.wait_ms
-            self._schedule(waiter.deadline_ms, waiter)
-            return PENDING
-        # Not waiting any longer, or for another mode: the place in the line is given up.
-        self._drop_waiter(waiter)
-        del session.waits[waiter.name, waiter.owner]
+    def _downgrade(self, command: Downgrade, position: int) -> Result:
+        session = self._sessions.get(command.session)
+        if session is None:
+            return session_expired(command.session)
+        if command.seq:
+            return self._once(session, command, position, self._downgrade_one)
+        return self._downgrade_one(command, session, position)
+
+    def _downgrade_one(self, command: Downgrade, session: Session, position: int) -> Result:
+        hold = self._hold_of(session, command)
+        if hold is None:
+            return answers.not_holder(command.name, command.token)
+        lock = self._locks[hold.name]
+        if lock.mode == "semaphore":
+            return answers.wrong_mode(lock, "an exclusive hold")
+        lock.mode = "shared"
         self._settle(lock)
-        return self._acquire(command, position)
+        if lock.waiters:
+            # One that wants several locks, this one among them, would now wait for itself.
+            self._suspects.append(lock.waiters[0])
+        return self._granted(hold, lock, session)
+
+    def _confirm(self, command: Confirm, position: int) -> Result:
+        session = self._sessions.get(command.session)
+        if session is None:
+            return session_expired(command.session)
+        hold = self._hold_of(session, command)
+        if hold is None:
+            return answers.not_holder(command.name, command.token)
+        self._confirmed(hold)
+        return self._granted(hold, self._locks[hold.name], session)
+
+    # --- ends ---------------------------------------------------------------------------
+
+    def _cancel(self, command: Cancel, position: int) -> Result:
+        session = self._sessions.get(command.session)
+        if session is None:
+            return session_expired(command.session)
+        owner = command.owner or command.session
+        waiter = session.waits.get(owner, {}).get(command.name)
+        if waiter is None or (command.before_ms and waiter.joined_ms > command.before_ms):
+            return 200, {"cancelled": False}
+        self._give_up(waiter, answers.cancelled(waiter.names))
+        return 200, {"cancelled": True}
+
+    def _break(self, command: Break, position: int) -> Result:
+        lock = self._locks.get(command.name)
+        if lock is None or not lock.holders:
+            return problem(404, "not_found", f'lock "{command.name}": nobody holds it')
+        how = f"{BROKEN} by {command.by or 'an administrator'}"
+        if command.reason:
+            how += f": {command.reason}"
+        broken = []
+        for hold in sorted(lock.holders.values(), key=lambda each: each.token):
+            label = self.label(hold.session, hold.owner)
+            held_ms = self._now_ms - hold.since_ms
+            broken.append({"holder": label, "token": hold.token, "held_ms": held_ms})
+            self._lose(hold, how)
+        self._settle(lock)
+        return 200, {"broken": broken}
+
+    def _lose(self, hold: Hold, how: str) -> Lock:
+        """Against its owner's will: whoever listens for the session is told."""
+        self.journal.lost((hold.session, hold.name, hold.token, hold.owner, how))
+        return self._take_back(hold, self._sessions[hold.session], how)
 
     def _expire_waits(self, command: ExpireWaits, position: int) -> Result:
         for ticket in command.tickets:
             waiter = self._waiters.get(ticket)
             if waiter is None or waiter.deadline_ms > self._now_ms:
                 continue
-            lock = self._locks[waiter.name]
-            session = self._sessions[waiter.session]
-            status, body = lock_timeout(self, lock, waiter, self._now_ms)
-            self._drop_waiter(waiter)
-            del session.waits[waiter.name, waiter.owner]
+            lock = next(
+                (
+                    self._locks[name]
+                    for name in waiter.names
+                    if (line := self._locks[name].waiters) and line[0] is not waiter
+                ),
+                self._locks[waiter.names[0]],
+            )
             self.timeouts += 1
-            self._wakes.append(Wake(waiter.index, waiter.position, status, body))
-            self._settle(lock)
-        return _OK
+            self._give_up(waiter, answers.lock_timeout(self, lock, waiter, self._now_ms))
+        return OK
 
-    def _drop_waiter(self, waiter: Waiter) -> Lock:
-        """Out of the line and the index; its session's `waits` is the caller's."""
-        lock = self._locks[waiter.name]
-        assert lock.waiters is not None
-        del lock.waiters[waiter.ticket]
-        if not lock.waiters:
-            lock.waiters = None
-        del self._waiters[waiter.ticket]
-        return lock
+    def _expire_grants(self, command: ExpireGrants, position: int) -> Result:
+        for token in command.tokens:
+            hold = self._unconfirmed.get(token)
+            if hold is not None and hold.confirm_by_ms <= self._now_ms:
+                self._settle(self._lose(hold, UNCONFIRMED))
+        return OK
 
     # --- time ---------------------------------------------------------------------------
 
@@ -372,14 +615,15 @@ class LockMachine(LockState):
         return heap[0][0] if heap else None
 
     def due(self, log_ms: int) -> list[Any]:
-        """At most one ExpireSessions and one ExpireWaits.
+        """At most one ExpireSessions, one ExpireWaits and one ExpireGrants.
 
         What is proposed stays in the heap a little later, in case the proposal gets lost.
         """
         heap = self._due
         sessions: list[tuple[str, int]] = []
         tickets: list[int] = []
-        again: list[tuple[int, Session | Waiter]] = []
+        tokens: list[int] = []
+        again: list[tuple[int, Due]] = []
         while heap and heap[0][0] <= log_ms and len(again) < EXPIRY_BATCH_MAX:
             _, _, what = heappop(heap)
             when = self._when(what)
@@ -392,8 +636,10 @@ class LockMachine(LockState):
                 continue
             if isinstance(what, Session):
                 sessions.append((what.id, what.renewals))
-            else:
+            elif isinstance(what, Waiter):
                 tickets.append(what.ticket)
+            else:
+                tokens.append(what.token)
             again.append((log_ms + EXPIRY_RETRY_MS, what))
         for at_ms, what in again:
             self._push_due(at_ms, what)
@@ -402,6 +648,8 @@ class LockMachine(LockState):
             commands.append(ExpireSessions(sessions))
         if tickets:
             commands.append(ExpireWaits(tickets))
+        if tokens:
+            commands.append(ExpireGrants(tokens))
         return commands
 
     # --- reads --------------------------------------------------------------------------
@@ -418,11 +666,14 @@ class LockMachine(LockState):
         """One session, None when there is none: see views.describe_session."""
         return views.describe_session(self, session_id, log_ms)
 
-    def restore(self, data: bytes) -> None:
-        """See core.machine.Machine.restore."""
-        super().restore(data)
-        self._wakes = []
+    def explain(self, name: str, log_ms: int) -> dict[str, Any]:
+        """One lock, and why nobody gets it: see views.explain."""
+        return views.explain(self, name, log_ms)
 
+    def history(self, name: str, log_ms: int) -> dict[str, Any]:
+        """Who held one lock: see views.history."""
+        return views.history(self, name, log_ms)
 
-def _ticket_of(waiter: Waiter) -> int:
-    return waiter.ticket
+    def verify(self, name: str, token: int) -> dict[str, Any]:
+        """Whether a token is good: see views.verify."""
+        return views.verify(self, name, token)

@@ -1,20 +1,25 @@
-"""What the lock group remembers, its snapshot format, and what must always be true of it.
+"""What the lock group remembers, when each of it ends, and what must always be true of it.
 
-What lives here: the values and their bookkeeping. What must not: the rules (machine.py).
+What lives here: the values and their bookkeeping. What must not: the rules (lines.py, machine.py),
+the snapshot format (snapshots.py).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable
 from heapq import heapify, heappush
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from dss.base.errors import CorruptData
+from dss.base.limits import PRIORITY_STEP_MS
+from dss.core.locks.history import History
+from dss.core.locks.journal import Journal
+from dss.core.locks.keys import Keys
 
-SNAPSHOT_VERSION: Final = 1
+UPGRADE_RANK: Final = -(1 << 60)
+"""An upgrade goes first: whoever stands before it waits for its holder anyway."""
 
 
 class Hold(msgspec.Struct, eq=False, gc=False):
@@ -26,33 +31,67 @@ class Hold(msgspec.Struct, eq=False, gc=False):
     token: int
     since_ms: int
     count: int = 1
+    permits: int = 1
+    confirm_by_ms: int = 0
+    """Not 0: nobody has confirmed this grant yet; then it passes on."""
 
 
 class Waiter(msgspec.Struct, eq=False, gc=False):
     """One wait. `index` and `position` name the command that will get the answer."""
 
     ticket: int
-    name: str
+    """In the order in which waits began: the largest of a cycle is its victim."""
+    names: tuple[str, ...]
+    """It stands in each one's line."""
     session: str
     owner: str
-    shared: bool
+    kind: str
+    """`one`, `many` (all its names or none), `upgrade`."""
+    mode: str
+    permits: int
+    limit: int
+    priority: int
     since_ms: int
     deadline_ms: int
+    joined_ms: int
+    """When its latest request came."""
+    confirm_ms: int
     index: int
     position: int
+    seq: int = 0
+    key: str = ""
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        self.rank = UPGRADE_RANK if self.kind == "upgrade" else rank(self.since_ms, self.priority)
+
+
+def rank(since_ms: int, priority: int) -> int:
+    """Places in a line: the smaller goes first, equal ones by ticket.
+
+    A level of priority counts as having come PRIORITY_STEP_MS earlier. That is ageing (priority
+    plus waiting time) written so that two waiters never change places.
+    """
+    return since_ms - priority * PRIORITY_STEP_MS
 
 
 class Lock(msgspec.Struct, eq=False, gc=False):
-    """Exists while somebody holds it. `shared` is the mode of all its holders."""
+    """Exists while somebody holds it or waits for it.
+
+    `mode`, `limit` and `used` (permits) describe its holders; without one they mean nothing.
+    """
 
     name: str
-    shared: bool
+    mode: str
     holders: dict[tuple[str, str], Hold]
-    waiters: OrderedDict[int, Waiter] | None = None
+    waiters: list[Waiter] | None = None
+    """By (rank, ticket)."""
+    limit: int = 0
+    used: int = 0
 
 
 class Session(msgspec.Struct, eq=False, gc=False):
-    """`holds` by token, `waits` by (lock name, owner)."""
+    """`holds` by token, `waits` by owner and lock name (one waiter may stand at several)."""
 
     id: str
     name: str
@@ -60,23 +99,17 @@ class Session(msgspec.Struct, eq=False, gc=False):
     deadline_ms: int
     renewals: int
     holds: dict[int, Hold]
-    waits: dict[tuple[str, str], Waiter]
+    waits: dict[str, dict[str, Waiter]]
+    wait_count: int = 0
+    floor: int = 0
+    """The client has the answers of all its sequenced commands up to here."""
+    answers: dict[int, tuple[int, Any]] | None = None
+    """By sequence number, above `floor`; PENDING while its waiter waits."""
+    ages: dict[tuple[str, tuple[str, ...]], tuple[int, int]] | None = None
+    """(owner, names) -> (ticket, since_ms) of a deadlock's victim: its next try keeps them."""
 
 
-SessionRow = tuple[str, str, int, int, int]
-HoldRow = tuple[str, str, int, int, int]
-WaiterRow = tuple[int, str, str, bool, int, int, int, int]
-
-
-class _State(msgspec.Struct, array_like=True, frozen=True):
-    """The snapshot format, version 1: msgpack, by position."""
-
-    version: int
-    token: int
-    ticket: int
-    floor_ms: int
-    sessions: list[SessionRow]
-    locks: list[tuple[str, bool, list[HoldRow], list[WaiterRow]]]
+Due = Session | Waiter | Hold
 
 
 class LockState:
@@ -89,13 +122,17 @@ class LockState:
         self._sessions: dict[str, Session] = {}
         self._locks: dict[str, Lock] = {}
         self._waiters: dict[int, Waiter] = {}
+        self._unconfirmed: dict[int, Hold] = {}
         self._token = 0
         self._ticket = 0
         self._floor_ms = 0
-        # (when, ticket, session or waiter): derived from the state, cleaned lazily.
-        self._due: list[tuple[int, int, Session | Waiter]] = []
+        # (when, ticket, what): derived from the state, cleaned lazily.
+        self._due: list[tuple[int, int, Due]] = []
         self._due_ticket = 0
         self.held = 0
+        self.past = History()
+        self.keys = Keys()
+        self.journal = Journal()
 
     @property
     def waiting(self) -> int:
@@ -110,15 +147,19 @@ class LockState:
         return len(self._locks)
 
     def find_lock(self, name: str) -> Lock | None:
-        """The lock, for reading; None: nobody holds it."""
+        """The lock, for reading; None: nobody holds it or waits for it."""
         return self._locks.get(name)
 
     def find_session(self, session_id: str) -> Session | None:
         """The session, for reading."""
         return self._sessions.get(session_id)
 
+    def is_held(self, name: str) -> bool:
+        lock = self._locks.get(name)
+        return lock is not None and bool(lock.holders)
+
     def lock_names(self) -> Iterable[str]:
-        """Names of all held locks, in no useful order."""
+        """Names of all locks, in no useful order."""
         return self._locks.keys()
 
     def session_deadline_ms(self, session: Session) -> int:
@@ -129,159 +170,179 @@ class LockState:
     def label(self, session_id: str, owner: str) -> str:
         """A name for people. Never a whole session id: who knows it can end the session."""
         session = self._sessions.get(session_id)
-        name = (session.name if session else "") or f"session {session_id[:8]}…"
-        return name if owner == session_id else f"{name}/{owner}"
+        return label_of(session_id, session.name if session else "", owner)
+
+    # --- lines --------------------------------------------------------------------------
+
+    def _enter(self, waiter: Waiter, session: Session) -> None:
+        """Into the line of each of its names (whose locks exist), and the indexes."""
+        for name in waiter.names:
+            lock = self._locks[name]
+            line = lock.waiters
+            if line is None:
+                lock.waiters = [waiter]
+            elif place_of(line[-1]) < place_of(waiter):
+                line.append(waiter)
+            else:
+                line.insert(bisect_left(line, place_of(waiter), key=place_of), waiter)
+        mine = session.waits.setdefault(waiter.owner, {})
+        mine.update(dict.fromkeys(waiter.names, waiter))
+        session.wait_count += len(waiter.names)
+        self._waiters[waiter.ticket] = waiter
+
+    def _leave(self, waiter: Waiter, session: Session) -> None:
+        """The inverse of `_enter`; the locks stay, for the caller to settle."""
+        for name in waiter.names:
+            lock = self._locks[name]
+            line = lock.waiters
+            assert line is not None
+            del line[0 if line[0] is waiter else place_in(line, waiter)]
+            if not line:
+                lock.waiters = None
+        mine = session.waits[waiter.owner]
+        if len(mine) == len(waiter.names):
+            del session.waits[waiter.owner]
+        else:
+            for name in waiter.names:
+                del mine[name]
+        session.wait_count -= len(waiter.names)
+        del self._waiters[waiter.ticket]
 
     # --- when things end ----------------------------------------------------------------
 
-    def _push_due(self, at_ms: int, what: Session | Waiter) -> None:
+    def _push_due(self, at_ms: int, what: Due) -> None:
         self._due_ticket += 1
         heappush(self._due, (at_ms, self._due_ticket, what))
 
-    def _schedule(self, at_ms: int, what: Session | Waiter) -> None:
+    def _schedule(self, at_ms: int, what: Due) -> None:
         self._push_due(at_ms, what)
         # Ended sessions and granted waits leave entries behind: rebuild when most are dead.
-        if len(self._due) > 1_024 + 2 * (len(self._sessions) + len(self._waiters)):
+        alive = len(self._sessions) + len(self._waiters) + len(self._unconfirmed)
+        if len(self._due) > 1_024 + 2 * alive:
             self._rebuild_due()
 
     def _rebuild_due(self) -> None:
-        entries: list[tuple[int, int, Session | Waiter]] = []
-        for session in self._sessions.values():
+        entries: list[tuple[int, int, Due]] = []
+        ends: list[tuple[int, Due]] = [
+            *((self.session_deadline_ms(each), each) for each in self._sessions.values()),
+            *((each.deadline_ms, each) for each in self._waiters.values()),
+            *((each.confirm_by_ms, each) for each in self._unconfirmed.values()),
+        ]
+        for at_ms, what in ends:
             self._due_ticket += 1
-            entries.append((self.session_deadline_ms(session), self._due_ticket, session))
-        for waiter in self._waiters.values():
-            self._due_ticket += 1
-            entries.append((waiter.deadline_ms, self._due_ticket, waiter))
+            entries.append((at_ms, self._due_ticket, what))
         heapify(entries)
         self._due = entries
 
-    def _when(self, what: Session | Waiter) -> int | None:
+    def _when(self, what: Due) -> int | None:
         """When `what` is really due; None when it is gone."""
         if isinstance(what, Session):
             alive = self._sessions.get(what.id) is what
             return self.session_deadline_ms(what) if alive else None
-        return what.deadline_ms if self._waiters.get(what.ticket) is what else None
+        if isinstance(what, Waiter):
+            return what.deadline_ms if self._waiters.get(what.ticket) is what else None
+        return what.confirm_by_ms if self._unconfirmed.get(what.token) is what else None
 
-    # --- snapshots ----------------------------------------------------------------------
-
-    def snapshot(self) -> bytes:
-        """See core.machine.Machine.snapshot. Equal states give equal bytes."""
-        return msgspec.msgpack.encode(
-            _State(
-                SNAPSHOT_VERSION,
-                self._token,
-                self._ticket,
-                self._floor_ms,
-                [
-                    (each.id, each.name, each.ttl_ms, each.deadline_ms, each.renewals)
-                    for each in self._sessions.values()
-                ],
-                [
-                    (
-                        lock.name,
-                        lock.shared,
-                        [
-                            (hold.session, hold.owner, hold.token, hold.since_ms, hold.count)
-                            for hold in lock.holders.values()
-                        ],
-                        [
-                            (
-                                waiter.ticket,
-                                waiter.session,
-                                waiter.owner,
-                                waiter.shared,
-                                waiter.since_ms,
-                                waiter.deadline_ms,
-                                waiter.index,
-                                waiter.position,
-                            )
-                            for waiter in (lock.waiters or {}).values()
-                        ],
-                    )
-                    for lock in self._locks.values()
-                ],
-            )
-        )
-
-    def restore(self, data: bytes) -> None:
-        """See core.machine.Machine.restore. Raises CorruptData for anything else's bytes."""
-        try:
-            state = msgspec.msgpack.decode(data, type=_State)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise CorruptData(f"this is not a snapshot of the lock group: {error}") from error
-        if state.version != SNAPSHOT_VERSION:
-            raise CorruptData(
-                f"the lock group's snapshot has version {state.version}, "
-                f"this node reads {SNAPSHOT_VERSION}: run the newer release"
-            )
-        self._token = state.token
-        self._ticket = state.ticket
-        self._floor_ms = state.floor_ms
-        self._sessions = {
-            row[0]: Session(row[0], row[1], row[2], row[3], row[4], {}, {})
-            for row in state.sessions
-        }
-        self._locks = {}
-        self._waiters = {}
-        self.held = 0
-        for name, shared, holds, waiters in state.locks:
-            self._restore_lock(Lock(name, shared, {}), holds, waiters)
-        self._rebuild_due()
-
-    def _restore_lock(
-        self, lock: Lock, holds: Sequence[HoldRow], waiters: Sequence[WaiterRow]
-    ) -> None:
-        self._locks[lock.name] = lock
-        self.held += len(holds)
-        for session, owner, token, since_ms, count in holds:
-            hold = Hold(lock.name, session, owner, token, since_ms, count)
-            lock.holders[session, owner] = hold
-            self._sessions[session].holds[token] = hold
-        if not waiters:
-            return
-        line: OrderedDict[int, Waiter] = OrderedDict()
-        lock.waiters = line
-        for ticket, session, owner, shared, since_ms, deadline_ms, index, position in waiters:
-            waiter = Waiter(
-                ticket, lock.name, session, owner, shared, since_ms, deadline_ms, index, position
-            )
-            line[ticket] = waiter
-            self._waiters[ticket] = waiter
-            self._sessions[session].waits[lock.name, owner] = waiter
+    # --- what must be true --------------------------------------------------------------
 
     def check_invariants(self) -> None:
         """See core.machine.Machine.check_invariants."""
-        held = waiting = 0
         tokens: dict[int, str] = {}
+        standing = 0
         for name, lock in self._locks.items():
             assert lock.name == name, (name, lock)
-            assert lock.holders, f"lock {name!r} has state but no holder: {lock}"
-            assert lock.shared or len(lock.holders) == 1, f"two exclusive holders: {lock}"
-            for key, hold in lock.holders.items():
-                assert key == (hold.session, hold.owner), hold
-                assert hold.name == name, hold
-                assert hold.count >= 1, hold
-                assert 1 <= hold.token <= self._token, (hold, self._token)
-                assert hold.token not in tokens, f"token of two holders: {hold}"
-                tokens[hold.token] = name
-                assert hold.session in self._sessions, f"held by an ended session: {hold}"
-                assert self._sessions[hold.session].holds.get(hold.token) is hold, hold
-                held += 1
-            last = 0
-            for place, (ticket, waiter) in enumerate((lock.waiters or {}).items()):
-                assert ticket == waiter.ticket, waiter
-                assert last < ticket <= self._ticket, f"not first come, first served: {waiter}"
-                last = ticket
-                assert self._waiters.get(ticket) is waiter, waiter
-                assert waiter.session in self._sessions, f"an ended session waits: {waiter}"
-                session = self._sessions[waiter.session]
-                assert session.waits.get((name, waiter.owner)) is waiter, waiter
-                assert (waiter.session, waiter.owner) not in lock.holders, waiter
-                if place == 0:
-                    assert not (waiter.shared and lock.shared), f"could be granted: {waiter}"
-                waiting += 1
-        assert held == self.held == sum(len(each.holds) for each in self._sessions.values())
-        assert waiting == self.waiting == sum(len(each.waits) for each in self._sessions.values())
-        scheduled = {id(what): at for at, _, what in sorted(self._due, reverse=True)}
-        for what in (*self._sessions.values(), *self._waiters.values()):
+            assert lock.holders or lock.waiters, f"lock {name!r} has state for nobody: {lock}"
+            self._check_holders(lock, tokens)
+            standing += self._check_line(lock)
+        sessions = self._sessions.values()
+        assert len(tokens) == self.held == sum(len(each.holds) for each in sessions)
+        assert standing == sum(len(each.names) for each in self._waiters.values())
+        assert standing == sum(each.wait_count for each in sessions)
+        assert standing == sum(
+            len(mine) for session in sessions for mine in session.waits.values()
+        ), "an index of waits is wrong"
+        scheduled = {id(what) for _, _, what in self._due}
+        for what in (*sessions, *self._waiters.values(), *self._unconfirmed.values()):
             assert id(what) in scheduled, f"would never expire: {what}"
+        self.past.check_invariants()
+
+    def _check_holders(self, lock: Lock, tokens: dict[int, str]) -> None:
+        holders = lock.holders
+        assert len(holders) <= 1 or lock.mode != "exclusive", f"two exclusive holders: {lock}"
+        if holders and lock.mode == "semaphore":
+            assert lock.used == sum(hold.permits for hold in holders.values()), lock
+            assert lock.used <= lock.limit, f"more permits than there are: {lock}"
+        for key, hold in holders.items():
+            assert key == (hold.session, hold.owner), hold
+            assert hold.name == lock.name, hold
+            assert hold.count >= 1, hold
+            assert 1 <= hold.token <= self._token, (hold, self._token)
+            assert hold.token not in tokens, f"token of two holders: {hold}"
+            tokens[hold.token] = lock.name
+            assert hold.session in self._sessions, f"held by an ended session: {hold}"
+            assert self._sessions[hold.session].holds.get(hold.token) is hold, hold
+            waits_for_confirm = self._unconfirmed.get(hold.token) is hold
+            assert waits_for_confirm == bool(hold.confirm_by_ms), hold
+
+    def _check_line(self, lock: Lock) -> int:
+        line = lock.waiters or []
+        places = [place_of(waiter) for waiter in line]
+        assert places == sorted(set(places)), f"not by rank, then first come: {line}"
+        for waiter in line:
+            assert waiter.ticket <= self._ticket, waiter
+            assert lock.name in waiter.names, waiter
+            assert self._waiters.get(waiter.ticket) is waiter, waiter
+            assert waiter.session in self._sessions, f"an ended session waits: {waiter}"
+            mine = self._sessions[waiter.session].waits[waiter.owner]
+            assert mine.get(lock.name) is waiter, waiter
+            if waiter.kind != "many":
+                is_holder = (waiter.session, waiter.owner) in lock.holders
+                assert is_holder == (waiter.kind == "upgrade"), waiter
+        if line:
+            assert not self._ready(line[0]), f"could be granted: {line[0]}"
+        return len(line)
+
+    def _ready(self, waiter: Waiter) -> bool:
+        """Whether this waiter, first in a line, can have what it waits for now."""
+        if waiter.kind == "upgrade":
+            return len(self._locks[waiter.names[0]].holders) == 1
+        if waiter.kind == "one":
+            lock = self._locks[waiter.names[0]]
+            return not lock.holders or joins(lock, waiter.mode, waiter.permits, waiter.limit)
+        me = (waiter.session, waiter.owner)
+        return all(
+            (lock := self._locks[name]).waiters is not None
+            and lock.waiters[0] is waiter
+            and (not lock.holders or (lock.mode == "exclusive" and me in lock.holders))
+            for name in waiter.names
+        )
+
+
+def joins(lock: Lock, mode: str, permits: int, limit: int) -> bool:
+    """Whether another holder fits beside those that a held lock has."""
+    if mode == "shared":
+        return lock.mode == "shared"
+    return (
+        mode == "semaphore"
+        and lock.mode == "semaphore"
+        and lock.limit == limit
+        and lock.used + permits <= limit
+    )
+
+
+def place_of(waiter: Waiter) -> tuple[int, int]:
+    """What a line is sorted by."""
+    return waiter.rank, waiter.ticket
+
+
+def place_in(line: list[Waiter], waiter: Waiter) -> int:
+    """Its index in a line that it stands in."""
+    index = bisect_left(line, place_of(waiter), key=place_of)
+    assert line[index] is waiter, f"stands in no line: {waiter}"
+    return index
+
+
+def label_of(session_id: str, session_name: str, owner: str) -> str:
+    """`worker-7`, `worker-7/task 3`, `session 0123abcd…`."""
+    name = session_name or f"session {session_id[:8]}…"
+    return name if owner == session_id else f"{name}/{owner}"

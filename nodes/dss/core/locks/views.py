@@ -10,7 +10,9 @@ from itertools import islice
 from typing import Any
 
 from dss.base.limits import WAITERS_SHOWN_MAX
-from dss.core.locks.state import LockState
+from dss.core.locks.answers import duration, locks_named, ordinal
+from dss.core.locks.state import Hold, Lock, LockState, Waiter, label_of, place_in
+from dss.core.locks.waits import blockers
 
 
 def describe(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
@@ -28,6 +30,8 @@ def describe(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
             "label": state.label(hold.session, hold.owner),
             "token": hold.token,
             "count": hold.count,
+            "permits": hold.permits,
+            "confirmed": not hold.confirm_by_ms,
             "held_ms": max(0, log_ms - hold.since_ms),
         }
         for hold in islice(lock.holders.values(), WAITERS_SHOWN_MAX)
@@ -37,20 +41,22 @@ def describe(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
             "session": waiter.session,
             "owner": waiter.owner,
             "label": state.label(waiter.session, waiter.owner),
-            "mode": "shared" if waiter.shared else "exclusive",
+            "mode": waiter.mode,
+            "wants": waiter.kind,
+            "priority": waiter.priority,
             "position": place,
             "waiting_ms": max(0, log_ms - waiter.since_ms),
             "gives_up_in_ms": max(0, waiter.deadline_ms - log_ms),
         }
-        for place, waiter in enumerate(
-            islice((lock.waiters or {}).values(), WAITERS_SHOWN_MAX), start=1
-        )
+        for place, waiter in enumerate(islice(lock.waiters or (), WAITERS_SHOWN_MAX), start=1)
     ]
-    return {
-        "name": name,
-        "state": "held",
-        "mode": "shared" if lock.shared else "exclusive",
-        "token": max(hold.token for hold in lock.holders.values()),
+    found: dict[str, Any] = {"name": name, "state": "held" if holders else "free"}
+    if holders:
+        found["mode"] = lock.mode
+        found["token"] = max(hold.token for hold in lock.holders.values())
+    if holders and lock.mode == "semaphore":
+        found |= {"limit": lock.limit, "permits_used": lock.used}
+    return found | {
         "holders": holders,
         "waiters": waiters,
         "waiting": len(lock.waiters or ()),
@@ -63,7 +69,11 @@ def list_held(
     """Held locks by name: `{items: [{name, mode, token, holders, waiting, …}], next}`."""
     names = nsmallest(
         limit + 1,
-        (name for name in state.lock_names() if name > cursor and name.startswith(prefix)),
+        (
+            name
+            for name in state.lock_names()
+            if name > cursor and name.startswith(prefix) and state.is_held(name)
+        ),
     )
     items = []
     for name in names[:limit]:
@@ -73,7 +83,7 @@ def list_held(
         items.append(
             {
                 "name": name,
-                "mode": "shared" if lock.shared else "exclusive",
+                "mode": lock.mode,
                 "token": hold.token,
                 "holder": state.label(hold.session, hold.owner),
                 "holders": len(lock.holders),
@@ -99,6 +109,112 @@ def describe_session(state: LockState, session_id: str, log_ms: int) -> dict[str
         "name": session.name,
         "expires_in_ms": max(0, state.session_deadline_ms(session) - log_ms),
         "held": len(session.holds),
-        "waiting": len(session.waits),
+        "waiting": session.wait_count,
         "locks": locks,
     }
+
+
+def verify(state: LockState, name: str, token: int) -> dict[str, Any]:
+    """`{valid, newest}`: whether somebody holds the lock with this token now.
+
+    `newest` is the largest token of the lock that is known: of its holders, else of its history;
+    None when neither remembers one.
+    """
+    lock = state.find_lock(name)
+    tokens = [hold.token for hold in lock.holders.values()] if lock is not None else []
+    past = [row[0] for row in state.past.of(name)]
+    return {"valid": token in tokens, "newest": max([*tokens, *past], default=None)}
+
+
+def history(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
+    """Who holds the lock and who held it, newest first: `{name, items}`; ages in ms."""
+    lock = state.find_lock(name)
+    items = []
+    holds = sorted(lock.holders.values(), key=_token_of) if lock is not None else []
+    for hold in reversed(holds[-WAITERS_SHOWN_MAX:]):
+        assert lock is not None
+        items.append(
+            {
+                "token": hold.token,
+                "mode": lock.mode,
+                "holder": state.label(hold.session, hold.owner),
+                "granted_ago_ms": max(0, log_ms - hold.since_ms),
+                "ended_ago_ms": None,
+                "held_ms": max(0, log_ms - hold.since_ms),
+                "ended": None,
+            }
+        )
+    for token, mode, session, session_name, owner, since_ms, until_ms, how in reversed(
+        state.past.of(name)
+    ):
+        items.append(
+            {
+                "token": token,
+                "mode": mode,
+                "holder": label_of(session, session_name, owner),
+                "granted_ago_ms": max(0, log_ms - since_ms),
+                "ended_ago_ms": max(0, log_ms - until_ms),
+                "held_ms": until_ms - since_ms,
+                "ended": how,
+            }
+        )
+    return {"name": name, "items": items}
+
+
+def _token_of(hold: Hold) -> int:
+    return hold.token
+
+
+def explain(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
+    """As `describe`, and why: who each waiter waits for, what the holders wait for themselves.
+
+    Adds `blocked_by` to waiters, `waits_for` to holders, and `summary`, lines for a person.
+    """
+    found = describe(state, name, log_ms)
+    lock = state.find_lock(name)
+    summary = []
+    if lock is None:
+        return found | {"summary": [f'lock "{name}" is free and nobody waits for it.']}
+    for shown, hold in zip(found["holders"], lock.holders.values(), strict=False):
+        session = state.find_session(hold.session)
+        waits = session.waits.get(hold.owner, {}) if session is not None else {}
+        shown["waits_for"] = list(islice(waits, WAITERS_SHOWN_MAX))
+        line = (
+            f"held {lock.mode} by {shown['label']} for {duration(shown['held_ms'])} "
+            f"(token {hold.token})"
+        )
+        if shown["waits_for"]:
+            line += f", who waits for {locks_named(shown['waits_for'])} in turn"
+        summary.append(line + ".")
+    if not lock.holders:
+        summary.append("free, but the first in its line waits for other locks as well.")
+    for shown, waiter in zip(found["waiters"], lock.waiters or (), strict=False):
+        shown["blocked_by"] = _blocked_by(state, lock, waiter)
+        summary.append(
+            f"{ordinal(shown['position'])} in line: {shown['label']}, {shown['mode']}, for "
+            f"{duration(shown['waiting_ms'])}, blocked by {_joined(shown['blocked_by'])}."
+        )
+    more = found["waiting"] - len(found["waiters"])
+    if more:
+        summary.append(f"and {more} more in line.")
+    return found | {"summary": summary}
+
+
+def _blocked_by(state: LockState, lock: Lock, waiter: Waiter) -> list[str]:
+    """Labels of those that the first in line waits for; of the one before, for all others."""
+    assert lock.waiters is not None
+    if lock.waiters[0] is not waiter:
+        before = lock.waiters[place_in(lock.waiters, waiter) - 1]
+        return [state.label(before.session, before.owner)]
+    found = blockers(state, waiter)
+    agents = [node for node in found.nodes if isinstance(node, tuple)]
+    agents += [(hold.session, hold.owner) for hold in found.holders]
+    unique = islice(dict.fromkeys(agents), WAITERS_SHOWN_MAX)
+    return [state.label(session, owner) for session, owner in unique]
+
+
+def _joined(labels: list[str]) -> str:
+    if not labels:
+        return "nobody"
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return ", ".join(labels[:3]) + more

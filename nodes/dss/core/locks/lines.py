@@ -1,0 +1,333 @@
+"""Grants, waits and how they end: the rules of the lines. machine.py has the commands.
+
+A line is sorted by rank and served from its first place: while that one cannot have what it waits
+for, nobody behind it gets anything. So nobody starves: not a writer behind readers, not a big
+share of a semaphore behind small ones, not a request for several locks. A waiter for several
+locks stands in all of their lines with one rank, and is granted all of them in the entry that
+brings it to the front of the last one: while it waits it holds nothing
+(docs/decisions/0005-several-locks-by-atomic-grant.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from dss.base.limits import (
+    AGES_KEPT_MAX,
+    SESSION_HOLDS_MAX,
+    TOKEN_MAX,
+    WAITERS_MAX,
+    WAITERS_PER_LOCK_MAX,
+)
+from dss.core.locks import answers
+from dss.core.locks.history import UPGRADED
+from dss.core.locks.journal import GAVE_UP, GRANTED, RELEASED, WAITING
+from dss.core.locks.state import (
+    Hold,
+    Lock,
+    LockState,
+    Session,
+    Waiter,
+    joins,
+    place_in,
+    place_of,
+    rank,
+)
+from dss.core.locks.waits import find_deadlock, is_waited_for
+from dss.core.machine import PENDING, Result, Wake
+
+NO_KEY: Final = ""
+
+
+class LockLines(LockState):
+    """See the module. `_index`, `_now_ms`, `_key` belong to the command being applied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._index = 0
+        self._now_ms = 0
+        self._key = NO_KEY
+        self._wakes: list[Wake] = []
+        self._suspects: list[Waiter] = []
+        self._asked: Waiter | None = None
+        self.grants = 0
+        self.releases = 0
+        self.timeouts = 0
+        self.deadlocks = 0
+
+    # --- grants -------------------------------------------------------------------------
+
+    def _grant(
+        self, lock: Lock, session: Session, owner: str, permits: int = 1, confirm_ms: int = 0
+    ) -> Result:
+        """To a holder that `lock` has room for; its mode is set already."""
+        token = self._next_token()
+        self.held += 1
+        session_id, name, now_ms = session.id, lock.name, self._now_ms
+        hold = Hold(name, session_id, owner, token, now_ms)
+        lock.holders[session_id, owner] = hold
+        session.holds[token] = hold
+        mode = lock.mode
+        if mode == "semaphore":
+            hold.permits = permits
+            lock.used += permits
+        if confirm_ms:
+            hold.confirm_by_ms = now_ms + confirm_ms
+            self._unconfirmed[token] = hold
+            self._schedule(hold.confirm_by_ms, hold)
+        self.journal.note((GRANTED, name, token, session_id, session.name, owner, mode, now_ms))
+        return self._granted(hold, lock, session)
+
+    def _next_token(self) -> int:
+        token = self._token + 1
+        assert token <= TOKEN_MAX, "the grant counter is exhausted"
+        self._token = token
+        self.grants += 1
+        return token
+
+    def _note_grant(self, lock: Lock, session: Session, owner: str, token: int) -> None:
+        self.journal.note(
+            (GRANTED, lock.name, token, session.id, session.name, owner, lock.mode, self._now_ms)
+        )
+
+    def _granted(self, hold: Hold, lock: Lock, session: Session) -> Result:
+        left_ms = self.session_deadline_ms(session) - self._now_ms
+        body = {
+            "token": hold.token,
+            "mode": lock.mode,
+            "expires_in_ms": left_ms if left_ms > 0 else 0,
+        }
+        if hold.confirm_by_ms:
+            body["confirm_in_ms"] = hold.confirm_by_ms - self._now_ms
+        return 200, body
+
+    def _grant_all(self, session: Session, owner: str, names: Iterable[str]) -> Result:
+        """All of them exclusive: each is free, or this owner's already."""
+        found = []
+        for name in names:
+            lock = self._locks[name]
+            hold = lock.holders.get((session.id, owner))
+            if hold is None:
+                lock.mode = "exclusive"
+                self._grant(lock, session, owner)
+                hold = lock.holders[session.id, owner]
+            else:
+                hold.count += 1
+            found.append({"name": name, "token": hold.token})
+        left_ms = max(0, self.session_deadline_ms(session) - self._now_ms)
+        return 200, {"locks": found, "expires_in_ms": left_ms}
+
+    def _upgrade_now(self, lock: Lock, hold: Hold, session: Session) -> Result:
+        """Exclusive under a new token: a reader that came later may have shown a larger one."""
+        self._note_end(hold, lock, session, UPGRADED)
+        self._confirmed(hold)
+        del session.holds[hold.token]
+        hold.token = self._next_token()
+        hold.since_ms = self._now_ms
+        session.holds[hold.token] = hold
+        lock.mode = "exclusive"
+        self._note_grant(lock, session, hold.owner, hold.token)
+        return self._granted(hold, lock, session)
+
+    def _take_back(self, hold: Hold, session: Session, how: str) -> Lock:
+        """The end of a hold, however it came; the lock is the caller's to settle."""
+        lock = self._locks[hold.name]
+        del session.holds[hold.token]
+        del lock.holders[session.id, hold.owner]
+        self.held -= 1
+        self.releases += 1
+        if lock.mode == "semaphore":
+            lock.used -= hold.permits
+        if hold.confirm_by_ms:
+            self._confirmed(hold)
+        self._note_end(hold, lock, session, how)
+        if session.waits:
+            upgrade = session.waits.get(hold.owner, {}).get(hold.name)
+            if upgrade is not None and upgrade.kind == "upgrade":
+                self._end_wait(upgrade, session, answers.not_holder(lock.name, hold.token))
+        return lock
+
+    def _confirmed(self, hold: Hold) -> None:
+        """Its client knows of it (whoever upgrades or releases does), or it is over."""
+        if hold.confirm_by_ms:
+            hold.confirm_by_ms = 0
+            del self._unconfirmed[hold.token]
+
+    def _note_end(self, hold: Hold, lock: Lock, session: Session, how: str) -> None:
+        name, token, owner, now_ms = hold.name, hold.token, hold.owner, self._now_ms
+        self.past.note(
+            name, (token, lock.mode, session.id, session.name, owner, hold.since_ms, now_ms, how)
+        )
+        self.journal.note((RELEASED, name, token, session.id, session.name, owner, how, now_ms))
+
+    def _settle(self, lock: Lock) -> None:
+        """After a change: grant from the front of the line as far as it goes."""
+        while lock.waiters:
+            waiter = lock.waiters[0]
+            if not self._ready(waiter):
+                if lock.mode != "exclusive":
+                    # It may wait for holders now whom nobody looked at while it stood further
+                    # back; or fewer permits may come back than it hoped for.
+                    self._suspects.append(waiter)
+                return
+            session = self._sessions[waiter.session]
+            self._leave(waiter, session)
+            self._answer(waiter, session, self._hand_over(waiter, session))
+        if not lock.holders:
+            del self._locks[lock.name]
+
+    def _hand_over(self, waiter: Waiter, session: Session) -> Result:
+        """What a waiter waited for."""
+        if waiter.kind == "many":
+            return self._grant_all(session, waiter.owner, waiter.names)
+        lock = self._locks[waiter.names[0]]
+        if waiter.kind == "upgrade":
+            hold = lock.holders[session.id, waiter.owner]
+            return self._upgrade_now(lock, hold, session)
+        if not lock.holders:
+            self._open(lock, waiter.mode, waiter.limit)
+        return self._grant(lock, session, waiter.owner, waiter.permits, waiter.confirm_ms)
+
+    @staticmethod
+    def _open(lock: Lock, mode: str, limit: int) -> None:
+        """Its first holder decides what a lock is."""
+        lock.mode = mode
+        lock.limit = limit
+        lock.used = 0
+
+    # --- waits --------------------------------------------------------------------------
+
+    def _no_room(self, session: Session, names: tuple[str, ...]) -> Result | None:
+        """Why no further waiter can stand in these lines; None: it can."""
+        for name in names:
+            lock = self._locks.get(name)
+            here = len(lock.waiters or ()) if lock is not None else 0
+            if here >= WAITERS_PER_LOCK_MAX or len(self._waiters) >= WAITERS_MAX:
+                return answers.too_many_waiters(name, here, self.waiting)
+        return self._no_hold(session, len(names))
+
+    def _no_hold(self, session: Session, count: int) -> Result | None:
+        if len(session.holds) + session.wait_count + count > SESSION_HOLDS_MAX:
+            return answers.too_many_holds()
+        return None
+
+    def _wait(self, waiter: Waiter, session: Session) -> Result:
+        """Stand in line; the place of a deadlock's victim is its own again."""
+        age = session.ages.pop((waiter.owner, waiter.names), None) if session.ages else None
+        if age is None:
+            self._ticket += 1
+            waiter.ticket = self._ticket
+        else:
+            waiter.ticket, waiter.since_ms = age
+            waiter.__post_init__()
+        self._enter(waiter, session)
+        self._schedule(waiter.deadline_ms, waiter)
+        self._asked = waiter
+        if is_waited_for(self, waiter):
+            self._suspects.append(waiter)
+            # Whoever it passed waits for it from now on.
+            self._suspects += self._behind(waiter)
+        for name in waiter.names:
+            self.journal.note(
+                (
+                    WAITING, name, 0, session.id, session.name, waiter.owner, waiter.mode,
+                    self._now_ms,
+                )
+            )  # fmt: skip
+        return PENDING
+
+    def _end_wait(self, waiter: Waiter, session: Session, result: Result) -> None:
+        """Without a grant. The locks of its lines are the caller's to settle."""
+        if waiter.mode != "exclusive":
+            self._suspects += self._behind(waiter)
+        self._leave(waiter, session)
+        self._answer(waiter, session, result)
+        why = result[1]["code"]
+        for name in waiter.names:
+            self.journal.note(
+                (GAVE_UP, name, 0, session.id, session.name, waiter.owner, why, self._now_ms)
+            )
+
+    def _give_up(self, waiter: Waiter, result: Result) -> None:
+        """End a wait and let those behind it move up."""
+        self._end_wait(waiter, self._sessions[waiter.session], result)
+        for name in waiter.names:
+            lock = self._locks.get(name)
+            if lock is not None:
+                self._settle(lock)
+
+    def _behind(self, waiter: Waiter) -> list[Waiter]:
+        """The next one in each of its lines."""
+        lines = [self._locks[name].waiters or [] for name in waiter.names]
+        return [line[place_in(line, waiter) + 1] for line in lines if line[-1] is not waiter]
+
+    def _answer(self, waiter: Waiter, session: Session, result: Result) -> None:
+        """To whoever asked last; and kept for whoever repeats the question."""
+        if waiter.seq or waiter.key:
+            self._remember(waiter, session, result)
+        self._wakes.append(Wake(waiter.index, waiter.position, *result))
+
+    def _remember(self, waiter: Waiter, session: Session, result: Result) -> None:
+        """The late answer, for a sequenced or keyed command that is repeated."""
+        if waiter.seq and session.answers is not None and waiter.seq in session.answers:
+            session.answers[waiter.seq] = result
+        if waiter.key:
+            self.keys.settle(waiter.key, result)
+
+    def _place(
+        self, session: Session, owner: str, names: tuple[str, ...], priority: int
+    ) -> tuple[int, int]:
+        """Where a newcomer would stand: a deadlock's victim where it stood."""
+        age = session.ages.get((owner, names)) if session.ages else None
+        ticket, since_ms = age if age is not None else (self._ticket + 1, self._now_ms)
+        return rank(since_ms, priority), ticket
+
+    def _forget_age(self, session: Session, owner: str, names: tuple[str, ...]) -> None:
+        if session.ages:
+            session.ages.pop((owner, names), None)
+
+    def _outranks(self, lock: Lock, place: tuple[int, int]) -> bool:
+        """Whether a newcomer would be first in line."""
+        return not lock.waiters or place < place_of(lock.waiters[0])
+
+    def _has_room(self, lock: Lock, mode: str, permits: int, limit: int) -> bool:
+        return not lock.holders or joins(lock, mode, permits, limit)
+
+    # --- deadlocks ----------------------------------------------------------------------
+
+    def _resolve(self) -> None:
+        """As long as some suspect is in a deadlock: its wait that came last gets the error."""
+        suspects: dict[int, Waiter] = {}
+        while True:
+            new, self._suspects = self._suspects, []
+            suspects |= {waiter.ticket: waiter for waiter in new}
+            suspects = {
+                ticket: waiter
+                for ticket, waiter in suspects.items()
+                if self._waiters.get(ticket) is waiter
+            }
+            deadlocks = [
+                found
+                for waiter in suspects.values()
+                if (found := find_deadlock(self, waiter)) is not None
+            ]
+            if not deadlocks:
+                return
+            # One victim may not be enough for all that are in a cycle with it.
+            involved = {ticket: found for found in deadlocks for ticket in found.tickets}
+            suspects |= {ticket: self._waiters[ticket] for ticket in involved}
+            ticket = max(involved)
+            found = involved[ticket]
+            victim = self._waiters[ticket]
+            result = answers.deadlock(self, [self._waiters[each] for each in found.cycle(ticket)])
+            self.deadlocks += 1
+            self._keep_age(victim)
+            self._give_up(victim, result)
+
+    def _keep_age(self, victim: Waiter) -> None:
+        session = self._sessions[victim.session]
+        ages = session.ages = session.ages if session.ages is not None else {}
+        if len(ages) >= AGES_KEPT_MAX:
+            del ages[next(iter(ages))]
+        ages[victim.owner, victim.names] = (victim.ticket, victim.since_ms)

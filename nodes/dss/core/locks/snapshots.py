@@ -1,0 +1,199 @@
+"""The lock group's snapshot: its format, by version, and back.
+
+msgpack arrays, by position. Version 1 (before semaphores, several locks at once, history, and
+exactly-once) is still read. What must not live here: rules.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from dss.base.errors import CorruptData
+from dss.core.locks.history import Past
+from dss.core.locks.keys import KeyRow
+from dss.core.locks.state import Hold, Lock, LockState, Session, Waiter
+
+SNAPSHOT_VERSION: Final = 2
+
+_SessionRow1 = tuple[str, str, int, int, int]
+_HoldRow1 = tuple[str, str, int, int, int]
+_WaiterRow1 = tuple[int, str, str, bool, int, int, int, int]
+
+
+class _State1(msgspec.Struct, array_like=True, frozen=True):
+    version: int
+    token: int
+    ticket: int
+    floor_ms: int
+    sessions: list[_SessionRow1]
+    locks: list[tuple[str, bool, list[_HoldRow1], list[_WaiterRow1]]]
+
+
+_AnswerRow = tuple[int, int, Any]
+_AgeRow = tuple[str, tuple[str, ...], int, int]
+_SessionRow = tuple[str, str, int, int, int, int, list[_AnswerRow], list[_AgeRow]]
+_HoldRow = tuple[str, str, int, int, int, int, int]
+_LockRow = tuple[str, str, int, list[_HoldRow]]
+
+
+class _WaiterRow(msgspec.Struct, array_like=True, frozen=True):
+    ticket: int
+    names: tuple[str, ...]
+    session: str
+    owner: str
+    kind: str
+    mode: str
+    permits: int
+    limit: int
+    priority: int
+    since_ms: int
+    deadline_ms: int
+    joined_ms: int
+    confirm_ms: int
+    index: int
+    position: int
+    seq: int
+    key: str
+
+
+class _State(msgspec.Struct, array_like=True, frozen=True):
+    """Version 2. A new field goes last, with a default."""
+
+    version: int
+    token: int
+    ticket: int
+    floor_ms: int
+    sessions: list[_SessionRow]
+    locks: list[_LockRow]
+    waiters: list[_WaiterRow]
+    history: list[tuple[str, list[Past]]]
+    keys: list[KeyRow]
+    events: int
+
+
+_FIELDS: Final = _WaiterRow.__struct_fields__
+
+
+def encode(state: LockState) -> bytes:
+    """Equal states give equal bytes."""
+    return msgspec.msgpack.encode(
+        _State(
+            SNAPSHOT_VERSION,
+            state._token,
+            state._ticket,
+            state._floor_ms,
+            [_session_row(each) for each in state._sessions.values()],
+            [_lock_row(each) for each in state._locks.values()],
+            [
+                _WaiterRow(*[getattr(each, field) for field in _FIELDS])
+                for each in state._waiters.values()
+            ],
+            state.past.rows(),
+            state.keys.rows(),
+            state.journal.newest,
+        )
+    )
+
+
+def _session_row(session: Session) -> _SessionRow:
+    answers = [(seq, *answer) for seq, answer in (session.answers or {}).items()]
+    ages = [(*key, *age) for key, age in (session.ages or {}).items()]
+    return (
+        session.id, session.name, session.ttl_ms, session.deadline_ms, session.renewals,
+        session.floor, answers, ages,
+    )  # fmt: skip
+
+
+def _lock_row(lock: Lock) -> _LockRow:
+    held = bool(lock.holders)
+    holds = [
+        (
+            hold.session, hold.owner, hold.token, hold.since_ms, hold.count, hold.permits,
+            hold.confirm_by_ms,
+        )
+        for hold in lock.holders.values()
+    ]  # fmt: skip
+    return lock.name, lock.mode if held else "", lock.limit if held else 0, holds
+
+
+def decode_into(state: LockState, data: bytes) -> None:
+    """Replace the state. Raises CorruptData for anything else's bytes, and changes nothing then."""
+    try:
+        (version, *_) = msgspec.msgpack.decode(data, type=list[msgspec.Raw])
+        number = msgspec.msgpack.decode(version, type=int)
+        if number == 1:
+            found = _upgraded(msgspec.msgpack.decode(data, type=_State1))
+        elif number == SNAPSHOT_VERSION:
+            found = msgspec.msgpack.decode(data, type=_State)
+        else:
+            raise CorruptData(
+                f"the lock group's snapshot has version {number}, this node reads 1 to "
+                f"{SNAPSHOT_VERSION}: run the newer release"
+            )
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
+        raise CorruptData(f"this is not a snapshot of the lock group: {error}") from error
+    _fill(state, found)
+
+
+def _upgraded(old: _State1) -> _State:
+    sessions: list[_SessionRow] = [(*row, 0, [], []) for row in old.sessions]
+    locks: list[_LockRow] = []
+    waiters: list[_WaiterRow] = []
+    for name, shared, holds, waits in old.locks:
+        mode = "shared" if shared else "exclusive"
+        locks.append((name, mode, 0, [(*row, 1, 0) for row in holds]))
+        for ticket, session, owner, wants_shared, since_ms, deadline_ms, index, position in waits:
+            waiters.append(
+                _WaiterRow(
+                    ticket, (name,), session, owner, "one",
+                    "shared" if wants_shared else "exclusive", 1, 0, 0,
+                    since_ms, deadline_ms, since_ms, 0, index, position, 0, "",
+                )
+            )  # fmt: skip
+    waiters.sort(key=lambda row: row.ticket)
+    return _State(
+        SNAPSHOT_VERSION, old.token, old.ticket, old.floor_ms, sessions, locks, waiters, [], [], 0
+    )
+
+
+def _fill(state: LockState, found: _State) -> None:
+    state._token = found.token
+    state._ticket = found.ticket
+    state._floor_ms = found.floor_ms
+    state._sessions = {}
+    for session_id, name, ttl_ms, deadline_ms, renewals, floor, answers, ages in found.sessions:
+        session = Session(session_id, name, ttl_ms, deadline_ms, renewals, {}, {}, floor=floor)
+        if answers:
+            session.answers = {seq: (status, body) for seq, status, body in answers}
+        if ages:
+            session.ages = {
+                (owner, names): (ticket, since_ms) for owner, names, ticket, since_ms in ages
+            }
+        state._sessions[session_id] = session
+    state._locks = {}
+    state._waiters = {}
+    state._unconfirmed = {}
+    state.held = 0
+    for name, mode, limit, holds in found.locks:
+        _fill_lock(state, Lock(name, mode, {}, limit=limit), holds)
+    for row in found.waiters:
+        waiter = Waiter(*[getattr(row, field) for field in _FIELDS])
+        state._enter(waiter, state._sessions[waiter.session])
+    state.past.restore(found.history)
+    state.keys.restore(found.keys)
+    state.journal.jump(found.events)
+    state._rebuild_due()
+
+
+def _fill_lock(state: LockState, lock: Lock, holds: list[_HoldRow]) -> None:
+    state._locks[lock.name] = lock
+    state.held += len(holds)
+    for session_id, owner, token, since_ms, count, permits, confirm_by_ms in holds:
+        hold = Hold(lock.name, session_id, owner, token, since_ms, count, permits, confirm_by_ms)
+        lock.holders[session_id, owner] = hold
+        lock.used += permits if lock.mode == "semaphore" else 0
+        state._sessions[session_id].holds[token] = hold
+        if confirm_by_ms:
+            state._unconfirmed[token] = hold
