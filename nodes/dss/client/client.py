@@ -19,6 +19,7 @@ import aiohttp
 
 from dss.base.limits import SESSION_TTL_MS_DEFAULT
 from dss.client.caches import Cache
+from dss.client.calls import Calls
 from dss.client.locks import LockHandle, Locks, Session
 from dss.client.nodes import Nodes, endpoints_of
 from dss.client.queues import Queue
@@ -34,7 +35,14 @@ class Client:
     def __init__(self, http: aiohttp.ClientSession, nodes: Nodes, locks: Locks) -> None:
         self._locks = locks
         self._requests = Requests(http, nodes)
-        self.cache = Cache(self._requests)
+        self._queues = Calls(http, nodes, "queue", "/v1/queues:stream")
+        self._caches = Calls(http, nodes, "cache", "/v1/cache:stream")
+        self.cache = Cache(self._caches, self._requests)
+
+    async def close(self) -> None:
+        """Disconnect from queues and cache; locks end by themselves."""
+        await self._queues.close()
+        await self._caches.close()
 
     def lock(
         self,
@@ -68,7 +76,7 @@ class Client:
 
     def queue(self, name: str) -> Queue:
         """A queue by name; nothing is sent until it is used."""
-        return Queue(self._requests, name)
+        return Queue(self._queues, self._requests, name)
 
 
 @asynccontextmanager
@@ -91,8 +99,10 @@ async def connect(
         nodes = Nodes(http, endpoints_of(endpoints))
         stream = LockStream(nodes.locks, http=http)
         locks = Locks(stream, name)
+        client = Client(http, nodes, locks)
         try:
-            yield Client(http, nodes, locks)
+            yield client
         finally:
+            await client.close()
             await locks.close()
             await stream.close()

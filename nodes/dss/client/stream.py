@@ -16,8 +16,12 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from dss.base.errors import DssError, Indeterminate, Unavailable
-from dss.base.limits import STREAM_IN_FLIGHT_MAX, STREAM_MESSAGE_BYTES_MAX
+from dss.base.errors import DssError, Indeterminate, TooLarge, Unavailable
+from dss.base.limits import (
+    STREAM_IN_FLIGHT_MAX,
+    STREAM_MESSAGE_BYTES_MAX,
+    STREAM_OUTBOX_BYTES_MAX,
+)
 from dss.client.errors import error_of
 
 Answer = tuple[int, Any]
@@ -28,11 +32,14 @@ CONNECT_S: Final = 3.0
 HEARTBEAT_S: Final = 4.0
 """WebSocket pings: a silently dead node is noticed within 1.5 of these, below a usual TTL."""
 
+HEADER_BYTES: Final = 5
+"""Of a message's array."""
+
 _Item = tuple[int, "asyncio.Future[Answer]", bytes]
 
 
 class LockStream:
-    """A connection to `/v1/locks:stream` of one of several nodes, made on first use.
+    """A connection to a role's stream on one of several nodes, made on first use.
 
     When it breaks, requests that had been sent fail with Indeterminate (they may have happened);
     the next request connects again, to the next endpoint. All methods belong to one event loop.
@@ -42,6 +49,7 @@ class LockStream:
             each connection.
         http: the session to use; without it the stream has its own and closes it.
         token: bearer token, when the cluster wants one.
+        role: of the nodes that serve `path`, for messages.
         on_push: called with `(kind, body)` for messages the node sends unasked.
     """
 
@@ -52,10 +60,12 @@ class LockStream:
         http: aiohttp.ClientSession | None = None,
         token: str | None = None,
         path: str = "/v1/locks:stream",
+        role: str = "lock",
         on_push: Callable[[Any, Any], None] | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._path = path
+        self._role = role
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = http
         self._own_http: aiohttp.ClientSession | None = None
@@ -66,7 +76,7 @@ class LockStream:
         self._sent: dict[int, asyncio.Future[Answer]] = {}
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self.closed = False
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(list[tuple[int, Any, Any]]).decode
         self.endpoint: str | None = None
@@ -77,13 +87,21 @@ class LockStream:
 
         The future fails with Unavailable (never sent: no node could be reached) or Indeterminate
         (sent, and the connection broke).
+
+        Raises:
+            Unavailable: the client is closed.
+            TooLarge: it does not fit one message.
         """
-        if self._closed:
+        if self.closed:
             raise Unavailable("the client is closed")
         request_id = self._next_id
         self._next_id = request_id + 1
+        item = self._encode((request_id, op, args))
+        if len(item) + HEADER_BYTES > STREAM_MESSAGE_BYTES_MAX:
+            limit = STREAM_MESSAGE_BYTES_MAX
+            raise TooLarge(f"{op}: the request is larger than {limit} bytes", limit=limit)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request_id, future, self._encode((request_id, op, args))))
+        self._waiting.append((request_id, future, item))
         wake = self._wake
         if wake is not None:
             # The writer runs in the next iteration and takes all that this one has added.
@@ -96,7 +114,7 @@ class LockStream:
 
     async def close(self) -> None:
         """Fail what is pending and disconnect."""
-        self._closed = True
+        self.closed = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -149,7 +167,8 @@ class LockStream:
                         endpoint.rstrip("/") + self._path,
                         headers=self._headers,
                         heartbeat=HEARTBEAT_S,
-                        max_msg_size=STREAM_MESSAGE_BYTES_MAX,
+                        # What a receive answers is larger than what may be sent; never beyond this.
+                        max_msg_size=STREAM_OUTBOX_BYTES_MAX,
                         compress=0,
                     )
             except aiohttp.WSServerHandshakeError as error:
@@ -164,7 +183,8 @@ class LockStream:
                 continue
             self.endpoint = endpoint
             return ws
-        raise Unavailable(f"no lock node can be reached ({'; '.join(reasons) or 'none is known'})")
+        why = "; ".join(reasons) or "none is known"
+        raise Unavailable(f"no {self._role} node can be reached ({why})")
 
     async def _write(self, ws: aiohttp.ClientWebSocketResponse, reader: asyncio.Task[None]) -> None:
         """Send batches until the connection breaks (the reader ends)."""
@@ -185,7 +205,7 @@ class LockStream:
         if not waiting or len(self._sent) >= STREAM_IN_FLIGHT_MAX:
             return None
         room = STREAM_IN_FLIGHT_MAX - len(self._sent)
-        size = 5
+        size = HEADER_BYTES
         pieces: list[bytes] = []
         while waiting and len(pieces) < room:
             request_id, future, item = waiting[0]

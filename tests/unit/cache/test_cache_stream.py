@@ -19,7 +19,9 @@ from dss.api import cache_shapes
 from dss.api.app import build_app, serve
 from dss.api.auth import Guard
 from dss.api.cache_stream import PATH, CacheStream
-from dss.base.limits import VALUE_BYTES_MAX
+from dss.base.errors import TooLarge
+from dss.base.limits import STREAM_MESSAGE_BYTES_MAX, VALUE_BYTES_MAX
+from dss.client import connect
 from dss.observe.metrics import Registry
 from dss.testing.raw_stream import RawStream
 from dss.topology.nodes import TokenSpec
@@ -31,8 +33,15 @@ TOKEN = {"Authorization": "Bearer secret"}
 class Setting:
     """Two cache nodes with HTTP servers, and a stream to each."""
 
-    def __init__(self, made: Cluster, http: aiohttp.ClientSession, urls: list[str]) -> None:
+    def __init__(
+        self,
+        made: Cluster,
+        http: aiohttp.ClientSession,
+        urls: list[str],
+        registries: list[Registry],
+    ) -> None:
         self.made = made
+        self.registries = registries
         self.http = http
         self.urls = urls
 
@@ -44,12 +53,13 @@ def run(folder: Path, scenario: Callable[[Setting, RawStream, RawStream], Awaita
     async def main() -> None:
         async with cluster(folder) as made, AsyncExitStack() as stack:
             urls = []
-            for name, node in made.nodes.items():
+            registries = [Registry() for _ in made.nodes]
+            for registry, (name, node) in zip(registries, made.nodes.items(), strict=True):
                 app = build_app(
                     config=made.configs[name],
                     routes=cache_api.routes(node.service),
                     readiness=node.service.readiness,
-                    registry=Registry(),
+                    registry=registry,
                     cluster=dict,
                     guard=GUARD,
                 )
@@ -57,7 +67,7 @@ def run(folder: Path, scenario: Callable[[Setting, RawStream, RawStream], Awaita
                 stack.push_async_callback(runner.cleanup)
                 urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
             http = await stack.enter_async_context(aiohttp.ClientSession(headers=TOKEN))
-            setting = Setting(made, http, urls)
+            setting = Setting(made, http, urls, registries)
             one, two = await setting.stream(1), await setting.stream(2)
             await asyncio.wait_for(scenario(setting, one, two), 15)
 
@@ -290,5 +300,29 @@ def test_tokens__asked_for_at_the_handshake(tmp_path: Path) -> None:
         ):
             assert refused.status == 401
         assert (await one.one("incr", key="n"))[0] == 200
+
+    run(tmp_path, scenario)
+
+
+def test_sdk__whole_life_over_the_stream_alone(tmp_path: Path) -> None:
+    async def scenario(setting: Setting, one: RawStream, two: RawStream) -> None:
+        async with connect(setting.urls, token="secret") as client:
+            cache = client.cache
+            assert await cache.get("k", default=5) == 5
+            for value in (b"\x00\xff", "text ü", {"a": [1, None]}, 17):
+                etag = await cache.put("k", value, ttl=60)
+                assert await cache.get("k") == value
+            assert etag == f'"{(await one.one("get", key="k"))[1]["version"]}"'
+            values = await asyncio.gather(*(cache.get("k") for _ in range(50)))
+            assert values == [17] * 50
+            assert (await cache.delete("k"), await cache.delete("k")) == (True, False)
+            with pytest.raises(TooLarge):
+                await cache.put("k", b"x" * (VALUE_BYTES_MAX + 1))
+            with pytest.raises(TooLarge):
+                await cache.put("k", b"x" * (STREAM_MESSAGE_BYTES_MAX + 1))
+            assert await cache.get("k") is None
+        seen = b"".join(registry.render() for registry in setting.registries)
+        assert b'method="PUT"' not in seen
+        assert b'route="/v1/cache/{key}"' not in seen
 
     run(tmp_path, scenario)

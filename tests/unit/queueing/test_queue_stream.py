@@ -20,7 +20,9 @@ from dss.api.auth import Guard
 from dss.api.queue_stream import PATH
 from dss.api.queues import routes
 from dss.api.stream import close_streams
+from dss.base.errors import Conflict, Invalid, NotFound
 from dss.base.limits import BODY_BYTES_MAX, STREAM_IN_FLIGHT_MAX
+from dss.client import Message, connect
 from dss.drivers.queues import QueueService
 from dss.observe.metrics import Registry
 from dss.testing.raw_stream import Answer, RawStream
@@ -34,11 +36,16 @@ class Setting:
     """A world of three queue nodes, each with its HTTP server."""
 
     def __init__(
-        self, world: World, services: list[QueueService], runners: list[web.AppRunner]
+        self,
+        world: World,
+        services: list[QueueService],
+        runners: list[web.AppRunner],
+        registries: list[Registry],
     ) -> None:
         self.world = world
         self.services = services
         self.runners = runners
+        self.registries = registries
         self.urls = [f"http://127.0.0.1:{runner.addresses[0][1]}" for runner in runners]
         self.http = aiohttp.ClientSession()
 
@@ -49,6 +56,11 @@ class Setting:
         url = f"{self.urls[node - 1]}/v1/queues/{path}"
         async with self.http.post(url, json=json) as answer:
             return answer.status, await answer.json()
+
+    def routes_used(self) -> bool:
+        """Whether any route was written to over HTTP; a stream's handshake is a GET."""
+        seen = b"".join(registry.render() for registry in self.registries)
+        return b'method="POST"' in seen or b'method="PUT"' in seen
 
     def entries(self) -> int:
         """Log entries of all partitions so far."""
@@ -62,12 +74,14 @@ def run(scenario: Callable[[Setting], Awaitable[None]], guard: Guard | None = No
             stack.push_async_callback(world.stop)
             services = await world.start()
             runners = []
-            for number, service in enumerate(services, 1):
+            registries = [Registry() for _ in services]
+            numbered = zip(services, registries, strict=True)
+            for number, (service, registry) in enumerate(numbered, 1):
                 app = build_app(
                     config=world.configs[f"queue-{number}"],
                     routes=routes(service),
                     readiness=service.readiness,
-                    registry=Registry(),
+                    registry=registry,
                     cluster=dict,
                     guard=guard,
                 )
@@ -75,7 +89,7 @@ def run(scenario: Callable[[Setting], Awaitable[None]], guard: Guard | None = No
                 runner = await serve(app, "127.0.0.1", 0)
                 stack.push_async_callback(runner.cleanup)
                 runners.append(runner)
-            setting = Setting(world, services, runners)
+            setting = Setting(world, services, runners, registries)
             stack.push_async_callback(setting.http.close)
             await asyncio.wait_for(scenario(setting), 15)
 
@@ -459,3 +473,68 @@ def test_tokens__asked_for_at_the_handshake() -> None:
         assert (await stream.one("queue.put", queue="q"))[0] == 201
 
     run(scenario, guard)
+
+
+def test_sdk__whole_life_over_the_stream_alone() -> None:
+    async def scenario(setting: Setting) -> None:
+        async with connect(setting.urls) as client:
+            jobs = client.queue("jobs")
+            await jobs.create(visibility_ms=LONG_MS)
+            before = setting.entries()
+            ids = await asyncio.gather(
+                *(jobs.send({"n": n}, headers={"h": "1"}) for n in range(20))
+            )
+            assert setting.entries() - before == 1
+            await jobs.send(b"\x00\xff", key="k")
+            taken: list[Message] = []
+            while len(taken) < 21:
+                taken += await jobs.receive(30, wait=5.0)
+            by_id = {message.id: message for message in taken}
+            assert [by_id[one].body for one in ids] == [{"n": n} for n in range(20)]
+            assert (by_id[ids[0]].headers, by_id[ids[0]].deliveries) == ({"h": "1"}, 1)
+            [raw] = [message for message in taken if message.key == "k"]
+            assert (raw.body, raw.body_bytes, raw.data) == (None, b"\x00\xff", b"\x00\xff")
+            await jobs.nack(raw)
+            [again] = await jobs.receive(wait=5.0)
+            assert (again.id, again.deliveries) == (raw.id, 2)
+            with pytest.raises(Conflict) as stale:
+                await jobs.ack(raw)
+            assert stale.value.code == "stale_receipt"
+            await asyncio.gather(*(jobs.ack(message) for message in taken if message is not raw))
+            await jobs.ack(again)
+            with pytest.raises(NotFound) as unknown:
+                await client.queue("nope").receive()
+            assert unknown.value.code == "unknown_queue"
+            with pytest.raises(Invalid, match="delay_ms"):
+                await jobs.send(1, delay=-1.0)
+        assert not setting.routes_used()
+
+    run(scenario)
+
+
+def test_sdk_receive_that_is_cancelled__its_messages_go_to_the_next() -> None:
+    async def scenario(setting: Setting) -> None:
+        async with connect(setting.urls[0]) as client:
+            jobs = client.queue("jobs")
+            await jobs.create(visibility_ms=LONG_MS)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await jobs.receive(wait=20.0)
+            assert setting.services[0].polls.waiting == 1
+            await jobs.send(1)  # goes to the one who waits no longer
+            [message] = await jobs.receive(wait=5.0)
+            assert message.deliveries == 2
+
+    run(scenario)
+
+
+def test_sdk_body_that_python_cannot_hold__comes_as_text() -> None:
+    async def scenario(setting: Setting) -> None:
+        stream = await setting.stream()
+        await stream.one("queue.put", queue="q")
+        await stream.one("send", queue="q", body_json=b"[1e400]")
+        async with connect(setting.urls[0]) as client:
+            [message] = await client.queue("q").receive(wait=5.0)
+        assert (message.body, message.data) == (None, b"[1e400]")
+
+    run(scenario)
