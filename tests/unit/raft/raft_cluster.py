@@ -105,6 +105,8 @@ class Node:
                 self.reads[event.ref] = max(self.cluster.applied, default=0)
         effects = self.raft.step(events, self.cluster.now)
         self.effects.extend(effects)
+        if self.cluster.watch is not None:
+            self.cluster.watch(self, effects)
         for effect in effects:
             if isinstance(effect, fx.ReadReady):
                 # §6.4: a read sees all that anyone had applied when it was asked for.
@@ -260,6 +262,7 @@ class Cluster:
         self.applied: dict[int, msg.Entry] = {}
         self.applied_by: dict[str, int] = {}
         self.leaders: dict[int, str] = {}
+        self.watch: Callable[[Node, list[fx.Effect]], None] | None = None
         terms = logs or {}
         self.nodes = {name: Node(self, name, terms.get(name, ())) for name in names}
 

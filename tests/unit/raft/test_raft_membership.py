@@ -21,7 +21,7 @@ def propose(cluster: Cluster, name: str, count: int) -> None:
     cluster.settle()
 
 
-def test_empty_node_is_added__learner_then_voter_by_itself():
+def test_addition_4_2_1__learner_then_voter_by_itself():
     cluster = led()
     propose(cluster, "n1", 20)
     new = cluster.join("n4")
@@ -43,7 +43,7 @@ def test_empty_node_is_added__learner_then_voter_by_itself():
     assert cluster["n1"].raft.commit_index > before
 
 
-def test_new_voter__may_lead():
+def test_new_voter_4_2_1__may_lead():
     cluster = led()
     cluster.join("n4")
     cluster.change("n1", "n4")
@@ -70,7 +70,7 @@ def test_learner_that_cannot_be_reached__stays_one():
     assert "n4" in cluster["n1"].raft.membership.voters
 
 
-def test_slow_round__another_one_must_be_quick():
+def test_slow_round_4_2_1__another_one_must_be_quick():
     """§4.2.1: promoted too early, a learner that lags would hold every commit up."""
     cluster = led()
     leader = cluster["n1"]
@@ -116,7 +116,7 @@ def test_follower_is_removed__it_hears_of_it_and_campaigns_no_more():
     assert cluster["n1"].raft.term == 1
 
 
-def test_removed_while_cut_off__asks_in_vain_and_deposes_nobody():
+def test_disruptive_server_4_2_3__asks_in_vain_and_deposes_nobody():
     """§4.2.3: disruptive servers."""
     cluster = led()
     cluster.isolate("n3")
@@ -178,7 +178,7 @@ def test_wiped_node_under_its_old_name__neither_votes_nor_acknowledges_nor_campa
     assert wiped.raft.counters == dict.fromkeys(wiped.raft.counters, 0)
 
 
-def test_change_while_another_is_uncommitted__is_refused():
+def test_one_change_at_a_time_4_1__is_refused():
     cluster = led(5)
     cluster.isolate("n3", "n4", "n5")
     assert cluster.change("n1", "n6") == ""
@@ -190,7 +190,7 @@ def test_change_while_another_is_uncommitted__is_refused():
     assert cluster.change("n1", "n7") == ""
 
 
-def test_change_before_the_noop_is_committed__is_refused():
+def test_change_before_the_noop_is_committed_4_1__is_refused():
     """The rule that §4.1 lacked at first: else two leaders' changes may have disjoint quorums."""
     cluster = Cluster(3)
     leader = cluster["n1"]
@@ -243,7 +243,7 @@ def test_down_to_one_voter_and_up_again__serves_all_the_way():
     assert cluster["n1"].raft.next_deadline_ms >= cluster.now + cluster.settings.election_min_ms
 
 
-def test_uncommitted_change_is_truncated__the_former_members_count_again():
+def test_uncommitted_change_is_truncated_4_1__the_former_members_count_again():
     cluster = led(5)
     cluster.isolate("n1", "n2")
     cluster.change("n1", "n5", remove=True)
@@ -261,7 +261,7 @@ def test_uncommitted_change_is_truncated__the_former_members_count_again():
         assert cluster[name].members == members_of(cluster.configuration)
 
 
-def test_lagging_follower__votes_for_and_follows_a_member_it_has_never_heard_of():
+def test_lagging_follower_4_1__votes_for_and_follows_a_member_it_has_never_heard_of():
     """§4.1: a server looks at requests whatever its own configuration says."""
     cluster = led()
     cluster.isolate("n3")
