@@ -13,7 +13,7 @@ import msgspec
 
 from dss.base.ids import LOCK_GROUP
 from dss.remediation import Diagnosis, Policy, Record
-from dss.topology.model import GRAFANA_PORT, HTTP_PORT, PROMETHEUS_PORT, ROLES, SUPPORT_SERVICES
+from dss.topology.model import GRAFANA_PORT, HTTP_PORT, PROMETHEUS_PORT, ROLES
 from dss_operator.apply import Outcome
 from dss_operator.events import Event
 from dss_operator.members import (
@@ -302,10 +302,14 @@ def _monitoring(facts: Facts) -> Verdict:
     if spec is not None and spec.monitoring.service_monitor and observed.missing_kinds:
         message = "the API server serves no ServiceMonitor: install the Prometheus Operator"
         return Verdict("False", "ServiceMonitorMissing", message)
+    wanted = {
+        "prometheus": spec is not None and spec.monitoring.prometheus.enabled,
+        "grafana": spec is not None and spec.monitoring.grafana.enabled,
+    }
     there = [
         part
-        for part in SUPPORT_SERVICES
-        if part != "redis" and ("StatefulSet", f"{name}-{part}") in observed.owned
+        for part, asked in wanted.items()
+        if asked or ("StatefulSet", f"{name}-{part}") in observed.owned
     ]
     if not there:
         return Verdict("True", "Disabled", "no monitoring is asked for")

@@ -17,6 +17,7 @@ def test_new_cluster__all_objects_made_and_ready() -> None:
         await lab.tick()
         assert lab.condition("Ready") == ("False", "Forming")
         assert lab.condition("Progressing") == ("True", "RollingOut")
+        assert lab.condition("MonitoringReady") == ("False", "Forming")
         await lab.settle()
         assert lab.condition("Ready") == ("True", "Serving")
         assert lab.condition("Progressing") == ("False", "Settled")
