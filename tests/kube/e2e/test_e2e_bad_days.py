@@ -48,7 +48,7 @@ def test_impossible_value__refused_by_the_api_server_and_changes_nothing(
 ) -> None:
     before = running(demo)
     with pytest.raises(KubectlFailed, match=said):
-        demo.patch(spec)  # type: ignore[arg-type]
+        demo.patch(spec)
     assert running(demo) == before
 
 

@@ -55,7 +55,8 @@ def edited(obj: Object) -> Object:
         # The tokens file follows from another Secret; what is in the others is the user's.
         derived = {"tokens.json": wrong} if name.endswith("-auth") else {}
         return label | {"data": derived | {"added": wrong}}
-    return label | changes[kind]
+    changed: Object = label | changes[kind]
+    return changed
 
 
 def wait_back(cluster: Cluster, wanted: dict[tuple[str, str], Object], what: str) -> None:
