@@ -28,7 +28,7 @@ from dss_operator.lease import Leadership
 from dss_operator.members import pods_by_member, rolling, slim, volatile_members
 from dss_operator.metrics import Metrics
 from dss_operator.observe import Observer, read_resource
-from dss_operator.plan import Wanted, decoded_secret, plan, settle, supported
+from dss_operator.plan import Wanted, decoded_secret, mounted_secrets, plan, settle, supported
 from dss_operator.remedy import Remedy, Target, policy_of, sample_every_s
 from dss_operator.reporter import Reporter
 from dss_operator.rounds import Rounds
@@ -207,9 +207,7 @@ class Cluster:
         self._outcome = Outcome()
         if resource.spec is not None and not resource.paused:
             await self._make_true(resource, observed)
-        if (
-            not self._rounds.answers
-        ):  # a new process: say nothing about members before they were asked
+        if not self._rounds.answers:  # a new process says nothing of members before it asked them
             await self._ask(observed)
         await self._write_status()
         self._observed = slim(observed)
@@ -251,12 +249,10 @@ class Cluster:
         )
         secrets = render_secrets(spec, ref, self._secrets, self._deps.new_secret)
         wanted = settle([*secrets, *render_objects(spec, ref)], observed)
-        formed = ("StatefulSet", f"{self.name}-lock") in observed.owned
-        fresh = {
-            ("Secret", secret["metadata"]["name"])
-            for secret in secrets
-            if formed and secret["metadata"]["name"] not in self._secrets
-        }
+        in_use = mounted_secrets(observed)
+        if f"{self.name}-auth" in in_use:
+            in_use |= {f"{self.name}-tokens"}  # what the mounted hashes are made of
+        fresh = {("Secret", name) for name in in_use - self._secrets.keys()}
         unsupported = (*refused, *wanted.unsupported)
         return msgspec.structs.replace(wanted, unsupported=unsupported), fresh
 

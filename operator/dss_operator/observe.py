@@ -65,6 +65,15 @@ def parse_resource(obj: Object) -> Resource:
     )
 
 
+def _belongs(secret: Object, cluster: str) -> bool:
+    """By its label or its owner: a Secret that lost one of them must not count as missing, for
+    then it would get new values."""
+    meta = secret["metadata"]
+    owners = meta.get("ownerReferences") or []
+    by_owner = any((o["kind"], o["name"]) == (CLUSTERS.kind, cluster) for o in owners)
+    return by_owner or (meta.get("labels") or {}).get(CLUSTER_LABEL) == cluster
+
+
 class Lists(msgspec.Struct, frozen=True):
     """One namespace's objects of all kinds, of some clusters."""
 
@@ -93,7 +102,7 @@ class Observer:
             else:
                 owned[key_of(obj)] = obj
         for secret in await self._secrets(namespace, secret_names(name)):
-            if (secret["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == name:
+            if _belongs(secret, name):
                 owned[key_of(secret)] = secret
         return Observed(owned=owned, pods=pods, missing_kinds=lists.missing_kinds)
 

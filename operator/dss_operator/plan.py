@@ -124,6 +124,16 @@ def decoded_secret(obj: Object) -> dict[str, str]:
     return values
 
 
+def mounted_secrets(observed: Observed) -> set[str]:
+    """The Secrets that live StatefulSets mount."""
+    found = set()
+    for (kind, _), live in observed.owned.items():
+        if kind == "StatefulSet":
+            for volume in live["spec"]["template"]["spec"].get("volumes") or []:
+                found.add((volume.get("secret") or {}).get("secretName", ""))
+    return found - {""}
+
+
 def plan(wanted: Sequence[Object], observed: Observed, uid: str) -> list[Action]:
     """Actions in the order of `wanted`, then prunes. `uid` is the DSSCluster's."""
     actions = []

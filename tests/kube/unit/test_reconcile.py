@@ -337,6 +337,53 @@ def test_secret_deleted__comes_back_with_the_same_values() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("change", [_no_label, _no_owner])
+def test_secret_lost_its_label_or_owner_while_no_operator_ran__keeps_its_values(
+    change: Any,
+) -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.formed()
+        before = lab.api.get("secrets", "demo-tokens")["data"]
+        lab.api.edit("secrets", "demo-tokens", change)
+        lab.process()
+        await lab.settle()
+        live = lab.api.get("secrets", "demo-tokens")
+        assert live["data"] == before
+        assert live["metadata"]["labels"]["dss.io/cluster"] == "demo"
+        assert live["metadata"]["ownerReferences"][0]["name"] == "demo"
+        assert "SecretReplaced" not in lab.api.reasons()
+
+    run(scenario())
+
+
+def test_tokens_lost_while_no_operator_ran__warned_of() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.formed()
+        lab.api.remove("secrets", "demo-tokens")
+        lab.process()
+        await lab.settle()
+        warned = [e["message"] for e in lab.api.events if e["reason"] == "SecretReplaced"]
+        assert len(warned) == 1
+        assert "demo-tokens" in warned[0]
+
+    run(scenario())
+
+
+def test_authentication_switched_on_later__its_secrets_are_new_and_not_lost() -> None:
+    async def scenario() -> None:
+        lab = Lab(auth={"enabled": False})
+        await lab.formed()
+        on = {"enabled": True}
+        lab.api.edit("dssclusters", "demo", lambda obj: obj["spec"].update(auth=on))
+        await lab.settle()
+        assert lab.api.has("secrets", "demo-tokens")
+        assert "SecretReplaced" not in lab.api.reasons()
+
+    run(scenario())
+
+
 def test_secret_lost_while_no_operator_ran__new_values_and_a_warning() -> None:
     async def scenario() -> None:
         lab = Lab()
