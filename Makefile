@@ -41,7 +41,7 @@ generate: $(VENV)/.installed
 	$(BIN)/python -m dss.topology.generate
 
 sim: $(VENV)/.installed-dev
-	$(BIN)/python -m dss.testing --seeds 50 --seconds 60 $(ARGS)
+	$(BIN)/python -m dss.testing --seeds 200 --seconds 60 --jobs 2 $(ARGS)
 	$(BIN)/python -m pytest -m sim tests
 
 zoo: $(VENV)/.installed-dev

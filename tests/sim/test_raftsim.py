@@ -1,29 +1,38 @@
-"""The Raft simulation itself: some seeds, determinism, and the planted bugs it must find."""
+"""The simulation itself: some seeds, determinism, and the planted bugs it must find."""
 
 from __future__ import annotations
 
 import pytest
 
 from dss.testing.raftsim import Simulation
-from dss.testing.zoo import ZOO, finds
+from dss.testing.zoo import SECONDS, ZOO, finds, search
 
-SECONDS = 20.0
 RECORDED = {
-    "acknowledge_before_fsync": 6,
-    "acknowledges_what_it_did_not_check": 7,
-    "double_vote": 1,
-    "snapshot_loses_the_last_command": 1,
-    "stale_read": 256,
-    "vote_not_persisted": 1,
+    "acknowledge_before_fsync": 2,
+    "acknowledges_what_it_did_not_check": 9,
+    "double_vote": 8,
+    "expiry_is_unconditional": 1,
+    "grant_after_the_session_ended": 1,
+    "lease_by_a_local_clock": 5,
+    "new_leader_gives_no_full_ttl": 2,
+    "snapshot_loses_the_last_command": 2,
+    "stale_read": 64,
+    "token_lost_in_a_snapshot": 2,
+    "torn_tail_drops_what_was_durable": 18,
+    "vote_not_persisted": 2,
+    "wiped_voter_votes_again": 1,
 }
 """Bug -> the seed on which `make zoo` found it."""
+NEIGHBOURS = 40
+"""A change of the code changes what a seed does: then so many seeds after the recorded one are
+tried, before the search must be made anew (`make zoo`)."""
 
 
-@pytest.mark.parametrize("seed", range(1001, 1009))
+@pytest.mark.parametrize("seed", range(1001, 1013))
 def test_a_seed__keeps_every_invariant_and_converges(seed: int):
     simulation = Simulation(seed, seconds=SECONDS)
     simulation.run()
-    assert simulation.invariants.checks > 100
+    assert simulation.checks > 100
     assert simulation.acknowledged > 0
 
 
@@ -37,11 +46,17 @@ def test_the_same_seed_twice__gives_the_same_trace():
     assert hashes[0] != hashes[2]
 
 
-@pytest.mark.parametrize("bug", sorted(ZOO))
+@pytest.mark.parametrize("bug", sorted(RECORDED))
 def test_a_planted_bug__is_found_on_its_recorded_seed(bug: str):
-    assert finds(bug, RECORDED[bug], SECONDS) is not None
+    seed = RECORDED[bug]
+    if finds(bug, seed) is None:
+        assert search(bug, first=seed + 1, seeds=NEIGHBOURS) is not None
 
 
 @pytest.mark.parametrize("seed", sorted(set(RECORDED.values())))
 def test_the_recorded_seeds__are_clean_without_the_bug(seed: int):
     Simulation(seed, seconds=SECONDS).run()
+
+
+def test_the_zoo__is_recorded():
+    assert set(RECORDED) <= set(ZOO)

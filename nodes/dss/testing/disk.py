@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from random import Random
 
 SECTOR_BYTES = 512
@@ -304,6 +305,14 @@ class SimFiles:
         for data in (inode.data, inode.durable):
             if offset < len(data):
                 data[offset] ^= 1 << bit
+
+    def names(self) -> Sequence[str]:
+        """All files, whether or not the process lives."""
+        return sorted(self._names)
+
+    def written_bytes(self, name: str) -> int:
+        """Where the last byte that is not zero ends in what is stored."""
+        return len(self._names[name].durable.rstrip(b"\0"))
 
     def contents(self, name: str) -> bytes:
         """What a reader of `name` sees."""

@@ -3,9 +3,9 @@
 Everything random comes from one seed, so the same seed gives the same trace hash. Nodes on top of
 it (`raftsim.py`) are the real cores, the real engine and the real WAL over a simulated disk.
 
-The fault model of the net: a message is lost, delayed, reordered (by unequal delays), doubled, or
-cut off by a one-way, full or partial partition; a link that is cut says so to both ends after a
-while, as TCP would.
+The fault model of the net: a message is lost, delayed, reordered (by unequal delays), doubled,
+replayed long after, or cut off by a one-way, full or partial partition; a link that is cut says so
+to both ends after a while, as TCP would.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable
+from typing import Any, Final
 
 Action = Callable[[], None]
+
+REPLAYABLE_MAX: Final = 500
+"""Frames kept for a replay; later ones take the places of earlier ones."""
 
 
 class World:
@@ -63,16 +67,17 @@ class Net:
     """
 
     def __init__(
-        self, world: World, deliver: Callable[[str, str, bytes], None], *, faults: NetFaults
+        self, world: World, deliver: Callable[[str, str, Any], None], *, faults: NetFaults
     ) -> None:
         self._world = world
         self._deliver = deliver
         self._rng = world.rng("net")
         self.faults = faults
         self._cut: dict[tuple[str, str], None] = {}
-        self.sent = self.lost = self.doubled = self.delivered = 0
+        self._old: list[tuple[str, str, Any]] = []
+        self.sent = self.lost = self.doubled = self.delivered = self.replayed = 0
 
-    def send(self, sender: str, receiver: str, payload: bytes) -> None:
+    def send(self, sender: str, receiver: str, payload: Any) -> None:
         rng, faults = self._rng, self.faults
         self.sent += 1
         if rng.random() < faults.loss:
@@ -87,8 +92,22 @@ class Net:
             if rng.random() < faults.clog:
                 delay += rng.uniform(0.0, faults.clog_ms)
             self._world.after(delay, lambda: self._arrive(sender, receiver, payload))
+        if faults.replay:
+            self._replay(sender, receiver, payload)
 
-    def _arrive(self, sender: str, receiver: str, payload: bytes) -> None:
+    def _replay(self, sender: str, receiver: str, payload: Any) -> None:
+        """Now and then, a frame from long ago arrives once more."""
+        rng, old = self._rng, self._old
+        if old and rng.random() < self.faults.replay:
+            self.replayed += 1
+            frame = rng.choice(old)
+            self._world.after(rng.uniform(0.0, 1_000.0), lambda: self._arrive(*frame))
+        if len(old) < REPLAYABLE_MAX:
+            old.append((sender, receiver, payload))
+        elif rng.random() < 0.05:
+            old[rng.randrange(REPLAYABLE_MAX)] = (sender, receiver, payload)
+
+    def _arrive(self, sender: str, receiver: str, payload: Any) -> None:
         # Looked at on arrival: what was under way when the cut came is lost too.
         if (sender, receiver) in self._cut:
             self.lost += 1
@@ -119,6 +138,7 @@ class NetFaults:
         clog_ms: float = 0.0,
         delay_ms_min: float = 0.05,
         delay_ms_mean: float = 0.2,
+        replay: float = 0.0,
     ) -> None:
         self.loss = loss
         self.duplication = duplication
@@ -126,6 +146,7 @@ class NetFaults:
         self.clog_ms = clog_ms
         self.delay_ms_min = delay_ms_min
         self.delay_ms_mean = delay_ms_mean
+        self.replay = replay
 
     @classmethod
     def drawn(cls, rng: random.Random) -> NetFaults:
@@ -141,4 +162,5 @@ class NetFaults:
             clog_ms=rng.uniform(50.0, 2_000.0),
             delay_ms_min=rng.uniform(0.05, 2.0),
             delay_ms_mean=rng.choice([0.2, 2.0, 10.0, 40.0]),
+            replay=maybe(rng.uniform(0.0, 0.05)),
         )

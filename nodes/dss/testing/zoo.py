@@ -1,8 +1,8 @@
 """Planted bugs: what the simulation must find, or its green runs mean nothing.
 
-Each is a context manager that breaks the real code while it is open. `tests/sim/test_zoo.py`
-replays the recorded seed of each; `make zoo` searches anew. What must not live here:
-anything that production imports.
+Each is a context manager that breaks the real code while it is open: those of consensus and storage
+here, those of the locks in zoo_locks.py. `tests/sim/test_raftsim.py` replays the recorded seed of
+each; `make zoo` searches anew. What must not live here: anything that production imports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 from dss.core.raft import effects as fx
@@ -18,9 +18,17 @@ from dss.core.raft import messages as msg
 from dss.core.raft.leadership import Leadership
 from dss.core.raft.raft import Raft
 from dss.drivers.engine import Engine, Group
+from dss.storage.durable import START, DurableMark
+from dss.storage.files import Files
+from dss.storage.recovery import Recovered, recover
 from dss.storage.wal import Wal
+from dss.testing import zoo_locks
 from dss.testing.raftsim import Simulation
+from dss.testing.simnode import SimNode
 from dss.testing.tally import Tally
+
+SECONDS: Final = 20.0
+"""Simulated seconds a seed."""
 
 
 @contextlib.contextmanager
@@ -111,6 +119,62 @@ def acknowledges_what_it_did_not_check() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def old_terms_count_as_committed() -> Iterator[None]:
+    """A leader counts replicas of entries of earlier terms (Raft thesis fig. 3.7, paper fig. 8)."""
+
+    def broken(self: Leadership) -> None:
+        self._commit_dirty = False
+        raft = self._raft
+        index = self._quorum_value(raft.synced_index, {p: q.match for p, q in self.peers.items()})
+        raft.commit_index = max(raft.commit_index, index)
+
+    with mock.patch.object(Leadership, "_advance_commit", broken):
+        yield
+
+
+@contextlib.contextmanager
+def late_answer_confirms_a_read() -> Iterator[None]:
+    """Read rounds have no context of their own: an answer from before a pause confirms a read."""
+    original = Leadership.on_heartbeat_response
+
+    def broken(self: Leadership, peer: str, response: msg.HeartbeatResponse) -> None:
+        newest = msg.HeartbeatResponse(response.group, response.term, self.reads.context)
+        original(self, peer, newest)
+
+    with mock.patch.object(Leadership, "on_heartbeat_response", broken):
+        yield
+
+
+@contextlib.contextmanager
+def wiped_voter_votes_again() -> Iterator[None]:
+    """A node whose disk was lost comes back under its old incarnation, as the voter it was."""
+
+    def wiped(self: SimNode) -> None:
+        incarnation = self.incarnation
+        original(self)
+        self.wipes -= 1
+        for invariants in self.sim.invariants.values():
+            invariants.forget(incarnation)
+
+    original = SimNode.wipe
+    with mock.patch.object(SimNode, "wipe", wiped):
+        yield
+
+
+@contextlib.contextmanager
+def torn_tail_drops_what_was_durable() -> Iterator[None]:
+    """Recovery takes any damage at the log's end for a torn tail, and cuts it off."""
+
+    def broken(files: Files, mark: DurableMark) -> Recovered | None:
+        if mark.bound is not None:
+            mark.bound = START
+        return recover(files, mark)
+
+    with mock.patch("dss.storage.wal.recover", broken):
+        yield
+
+
 ZOO: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     bug.__name__: bug
     for bug in (
@@ -118,13 +182,18 @@ ZOO: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         double_vote,
         vote_not_persisted,
         stale_read,
+        late_answer_confirms_a_read,
         snapshot_loses_the_last_command,
         acknowledges_what_it_did_not_check,
+        old_terms_count_as_committed,
+        wiped_voter_votes_again,
+        torn_tail_drops_what_was_durable,
+        *zoo_locks.BUGS,
     )
 }
 
 
-def finds(bug: str, seed: int, seconds: float) -> str | None:
+def finds(bug: str, seed: int, seconds: float = SECONDS) -> str | None:
     """Run `seed` with `bug` planted; the violation in words, or None when it went unnoticed."""
     with ZOO[bug]():
         try:
@@ -134,9 +203,11 @@ def finds(bug: str, seed: int, seconds: float) -> str | None:
     return None
 
 
-def search(bug: str, *, seeds: int = 500, seconds: float = 20.0) -> tuple[int, str] | None:
+def search(
+    bug: str, *, first: int = 1, seeds: int = 500, seconds: float = SECONDS
+) -> tuple[int, str] | None:
     """The first seed that finds `bug`, and what it saw."""
-    for seed in range(1, seeds + 1):
+    for seed in range(first, first + seeds):
         seen = finds(bug, seed, seconds)
         if seen is not None:
             return seed, seen
@@ -144,14 +215,15 @@ def search(bug: str, *, seeds: int = 500, seconds: float = 20.0) -> tuple[int, s
 
 
 def main() -> int:
-    """`make zoo`: search for every planted bug. Exit code 1 when one stays hidden."""
+    """`make zoo`: search for every planted bug, or those named. Exit code 1: one stays hidden."""
     hidden = 0
-    for bug in ZOO:
+    bugs = sys.argv[1:] or list(ZOO)
+    for bug in bugs:
         found = search(bug)
         hidden += found is None
         seed, seen = found or (0, "NOT FOUND within 500 seeds")
         print(f"{bug:36} seed {seed:<4} {seen[:120]}", flush=True)
-    print(f"{len(ZOO) - hidden} passed, {hidden} failed")
+    print(f"{len(bugs) - hidden} passed, {hidden} failed")
     return 1 if hidden else 0
 
 
