@@ -15,9 +15,11 @@ import msgspec
 from aiohttp import web
 
 from dss.api import lock_bodies as bodies
+from dss.api import lock_events
+from dss.api.lock_stream import LockStream
 from dss.api.problem import path_name, read_json, result_response
 from dss.api.routes import CALLER, Route
-from dss.api.stream import stream_handler
+from dss.api.stream import session_handler
 from dss.base.errors import Invalid
 from dss.base.limits import LABEL_CHARS_MAX
 from dss.core.locks.commands import (
@@ -40,7 +42,7 @@ from dss.core.locks.commands import (
     Write,
 )
 from dss.core.machine import Result
-from dss.drivers.locks import LockService
+from dss.drivers.locks import LockService, Waiting
 from dss.observe.logs import event
 
 KEY_HEADER: Final = "Idempotency-Key"
@@ -67,7 +69,7 @@ class _Handlers:
     async def _write(self, request: web.Request, command: Write | Break) -> web.Response:
         return result_response(*await self._service.write(command, idempotency_key(request)))
 
-    async def _wait(self, request: web.Request, command: Acquire | AcquireMany | Upgrade) -> Any:
+    async def _wait(self, request: web.Request, command: Waiting) -> Any:
         """As `_write`, for what may wait long: the wait ends when its client has gone."""
         answer = self._service.write(command, idempotency_key(request))
         if command.wait_ms <= HANG_UP_LOOK_S * 1_000:
@@ -201,7 +203,12 @@ LIST_QUERY: Final = {
 def routes(service: LockService) -> list[Route]:
     """The routes of a lock node, the stream included."""
     handle = _Handlers(service)
-    return [*_session_routes(handle), *_lock_routes(handle), *_read_routes(handle, service)]
+    return [
+        *_session_routes(handle),
+        *_lock_routes(handle),
+        *_read_routes(handle, service),
+        *lock_events.routes(service.events),
+    ]
 
 
 def _session_routes(handle: _Handlers) -> list[Route]:
@@ -296,7 +303,8 @@ def _read_routes(handle: _Handlers, service: LockService) -> list[Route]:
             query=LIST_QUERY, summary="Held locks by name",
         ),
         Route(
-            method="GET", path="/v1/locks:stream", handler=stream_handler(service.submit_stream),
-            status=101, summary="WebSocket: msgpack arrays of [request_id, op, args] and answers",
+            method="GET", path="/v1/locks:stream", status=101,
+            handler=session_handler(lambda connection: LockStream(service, connection)),
+            summary="WebSocket: msgpack arrays of [request_id, op, args] and answers",
         ),
     ]  # fmt: skip

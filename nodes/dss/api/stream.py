@@ -88,6 +88,10 @@ class StreamConnection:
         if self._open.pop(request_id, False) is None:
             self._answers.append((request_id, status, body))
 
+    def push(self, body: Any) -> None:
+        """Something that nobody asked for: request id 0. It leaves with the next flush."""
+        self._answers.append((0, 200, body))
+
     def flush(self) -> None:
         """Everything answered since the last flush, as one message (more when it is huge)."""
         answers = self._answers

@@ -159,6 +159,8 @@ HISTORY_MAX: Final = 10_000
 """Ended holds of all locks together: they are in every snapshot."""
 EVENTS_MAX: Final = 10_000
 """Lock events that a node keeps for clients that come back: about 2 MB."""
+STREAM_WATCHES_MAX: Final = 10_000
+"""Sessions of one stream whose losses it is told of: the rest find out by their keepalive."""
 EVENT_STREAMS_MAX: Final = 1_000
 """`locks:events` connections of one node: each is looked at after every change of a lock."""
 EVENTS_COMMENT_S: Final = 10.0

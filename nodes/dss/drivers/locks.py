@@ -12,13 +12,14 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from dss.base.errors import DssError, Indeterminate, Invalid, NoQuorum, Overloaded, Unavailable
 from dss.base.ids import LOCK_GROUP
 from dss.base.limits import FORWARDED_READ_RETRY_MS, GONE_CLIENT_MS, STREAM_IN_FLIGHT_MAX
+from dss.core.locks.answers import session_expired
 from dss.core.locks.commands import (
     CLIENT_CODEC,
     KEYED_CODEC,
@@ -34,17 +35,25 @@ from dss.core.locks.commands import (
     LockHistory,
     Read,
     SessionCreate,
+    SessionKeepalive,
     Upgrade,
     VerifyToken,
+    WatchSession,
     Write,
 )
 from dss.core.locks.machine import LockMachine
 from dss.core.machine import Result, join_items, strip_array_header
+from dss.drivers.lock_events import LockEvents, Watcher
 from dss.drivers.ports import Consensus, Sink, StreamSink
 from dss.observe.metrics import Registry
 from dss.transport.ports import Peer, Transport
 
 READ_METHOD: Final = "locks.read"
+
+Waiting = Acquire | AcquireMany | Upgrade
+"""What may wait in line."""
+
+_WAITING: Final = frozenset((Acquire, AcquireMany, Upgrade))
 
 _encode = msgspec.msgpack.Encoder().encode
 _results = msgspec.msgpack.Decoder(list[tuple[int, Any]])
@@ -53,6 +62,13 @@ _results = msgspec.msgpack.Decoder(list[tuple[int, Any]])
 def new_session_id() -> str:
     """128 random bits: made here, so that applying the command stays deterministic."""
     return secrets.token_hex(16)
+
+
+class LockSink(StreamSink, Watcher, Protocol):
+    """A client's stream of the lock service (api/lock_stream.py)."""
+
+    def note_wait(self, request_id: int, command: Waiting) -> None:
+        """Until this is answered, the client's end ends this wait."""
 
 
 class LockService:
@@ -71,14 +87,17 @@ class LockService:
         self._read_timeout_ms = read_timeout_ms
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._stopped = False
+        self.events = LockEvents(consensus)
 
     async def start(self) -> None:
         """Answer other nodes' reads. The lock group itself is opened by the composition root."""
         self._transport.on_call(READ_METHOD, self._on_read)
+        self.events.start()
 
     async def stop(self) -> None:
         """Cancel reads under way; writes end with consensus."""
         self._stopped = True
+        self.events.stop()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -119,7 +138,7 @@ class LockService:
 
     # --- streams ------------------------------------------------------------------------
 
-    def submit_stream(self, sink: StreamSink, payload: bytes) -> None:
+    def submit_stream(self, sink: LockSink, payload: bytes) -> None:
         """One message of a stream: a msgpack array of `[request_id, op, args]`.
 
         When all of it are writes, the client's own bytes become the log's.
@@ -144,10 +163,20 @@ class LockService:
             if op in READ_OPS:
                 reads.append((request_id, command))
                 untouched = False
+                if type(command) is WatchSession:
+                    self.events.watch(sink, command.session, grants=True)
                 continue
-            if type(command) is SessionCreate and command.session is None:
-                command = SessionCreate(command.ttl_ms, command.name, new_session_id())
-                untouched = False
+            kind = type(command)
+            if kind in _WAITING:
+                if command.wait_ms:
+                    sink.note_wait(request_id, command)
+            elif kind is SessionCreate:
+                if command.session is None:
+                    command = SessionCreate(command.ttl_ms, command.name, new_session_id())
+                    untouched = False
+                self.events.watch(sink, command.session)
+            elif kind is SessionKeepalive:
+                self.events.watch(sink, command.session)
             request_ids.append(request_id)
             commands.append(command)
         if untouched:
@@ -161,6 +190,12 @@ class LockService:
             self._consensus.submit(LOCK_GROUP, request_ids, items, commands, sink)
         if reads:
             self._spawn(self._answer_reads(sink, reads))
+
+    def stream_ended(self, sink: LockSink, waits: Sequence[Waiting]) -> None:
+        """Nobody listens to it any more; `waits` had no answer yet."""
+        self.events.unwatch(sink)
+        if waits:
+            self.client_gone(waits)
 
     async def _answer_reads(self, sink: Sink, reads: Sequence[tuple[int, Read]]) -> None:
         """One ReadIndex round, or one call to the leader, for all reads of a message."""
@@ -195,21 +230,17 @@ class LockService:
             return self._consensus.call(LOCK_GROUP, checked)
         return self._consensus.call(LOCK_GROUP, _checked(_keyed(checked, key)))
 
-    def client_gone(self, waits: Sequence[Acquire | AcquireMany | Upgrade]) -> None:
+    def client_gone(self, waits: Sequence[Waiting]) -> None:
         """Whoever asked for these has gone: unless it comes back soon, it waits no longer."""
         before_ms = max(1, self._consensus.log_ms(LOCK_GROUP))
         loop = asyncio.get_running_loop()
         loop.call_later(GONE_CLIENT_MS / 1_000, self._cancel_waits, list(waits), before_ms)
 
-    def _cancel_waits(
-        self, waits: Sequence[Acquire | AcquireMany | Upgrade], before_ms: int
-    ) -> None:
+    def _cancel_waits(self, waits: Sequence[Waiting], before_ms: int) -> None:
         if not self._stopped:
             self._spawn(self._cancel_all(waits, before_ms))
 
-    async def _cancel_all(
-        self, waits: Sequence[Acquire | AcquireMany | Upgrade], before_ms: int
-    ) -> None:
+    async def _cancel_all(self, waits: Sequence[Waiting], before_ms: int) -> None:
         """A cancel that fails is no loss: the wait has its own time limit."""
         for wait in waits:
             name = wait.locks[0] if isinstance(wait, AcquireMany) else wait.name
@@ -300,6 +331,8 @@ def _answer(machine: LockMachine, read: Read, log_ms: int) -> Result:
     if isinstance(read, ListLocks):
         return 200, machine.list(read.prefix, read.limit, read.cursor, log_ms)
     session = machine.describe_session(read.session, log_ms)
+    if isinstance(read, WatchSession):
+        return (200, {}) if session is not None else session_expired(read.session)
     if session is None:
         message = f"session {read.session[:8]}… does not exist or has ended: create a new one"
         return 404, {"code": "not_found", "message": message}

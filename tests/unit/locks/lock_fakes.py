@@ -29,6 +29,7 @@ class FakeConsensus:
         self.submitted: list[bytes] = []
         self.reads = 0
         self.waits: dict[tuple[int, int], tuple[Sink, int]] = {}
+        self.listeners: list[Callable[[], None]] = []
 
     def submit(
         self,
@@ -66,6 +67,8 @@ class FakeConsensus:
             target, rid = self.waits.pop((wake.index, wake.position))
             target.answer(rid, wake.status, wake.body)
             sinks[target] = None
+        for listener in self.listeners:
+            listener()
         for each in sinks:
             each.flush()
 
@@ -100,6 +103,9 @@ class FakeConsensus:
         if not self.founded:
             raise KeyError(group)
         return self.lock_machine
+
+    def on_applied(self, group: int, listener: Callable[[], None]) -> None:
+        self.listeners.append(listener)
 
     def log_ms(self, group: int) -> int:
         return self.now_ms
@@ -161,6 +167,8 @@ class ListSink:
     def __init__(self, room: int = 4_096) -> None:
         self.room = room
         self.pending: list[tuple[int, int, Any]] = []
+        self.noted: dict[int, Any] = {}
+        self.pushed: list[Any] = []
         self.flushed: list[list[tuple[int, int, Any]]] = []
 
     def take(self, request_ids: Sequence[int]) -> int:
@@ -168,6 +176,12 @@ class ListSink:
 
     def answer(self, request_id: int, status: int, body: Any) -> None:
         self.pending.append((request_id, status, body))
+
+    def note_wait(self, request_id: int, command: Any) -> None:
+        self.noted[request_id] = command
+
+    def push(self, body: Any) -> None:
+        self.pushed.append(body)
 
     def flush(self) -> None:
         if self.pending:

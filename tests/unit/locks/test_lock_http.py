@@ -41,14 +41,15 @@ async def server():
         cluster=dict,
     )
     app.on_shutdown.append(close_streams)
+    await service.start()
     runner = await serve(app, "127.0.0.1", 0)
     port = runner.addresses[0][1]
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
             yield consensus, http, app
     finally:
-        await runner.cleanup()
         await service.stop()
+        await runner.cleanup()
 
 
 def scenario(test):
@@ -318,7 +319,7 @@ async def test_stream_closed_by_the_client__late_answers_are_dropped(consensus, 
         await ws.send_bytes(pack([acquire(4, 2, wait_ms=5_000)]))
         await until(lambda: consensus.lock_machine.waiting)
         [(sink, _)] = consensus.waits.values()
-    await until(lambda: not sink.in_flight)
+    await until(lambda: not sink._connection.in_flight)
     args = {"session": sid(1), "token": token}
     assert (await post(http, "/v1/locks/a/release", args))[0] == 200
     assert consensus.waits == {}  # the late answer went to the dead stream: nothing happened

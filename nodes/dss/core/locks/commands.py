@@ -274,10 +274,16 @@ class GetSession(_Command, frozen=True):
     session: SessionId
 
 
+class WatchSession(_Command, frozen=True):
+    """On a stream: push what happens to the session, its late grants too."""
+
+    session: SessionId
+
+
 Sequenced = Acquire | AcquireMany | Release | Upgrade | Downgrade
 Write = SessionCreate | SessionKeepalive | SessionEnd | Sequenced | Confirm | Cancel
 Internal = ExpireSessions | ExpireWaits | ExpireGrants | Break | Keyed
-Read = GetLock | ExplainLock | LockHistory | VerifyToken | ListLocks | GetSession
+Read = GetLock | ExplainLock | LockHistory | VerifyToken | ListLocks | GetSession | WatchSession
 
 _WRITES: Final[dict[str, type[msgspec.Struct]]] = {
     "session.create": SessionCreate,
@@ -298,6 +304,7 @@ _READS: Final[dict[str, type[msgspec.Struct]]] = {
     "verify": VerifyToken,
     "list": ListLocks,
     "session.get": GetSession,
+    "session.watch": WatchSession,
 }
 _INTERNAL: Final[dict[str, type[msgspec.Struct]]] = {
     "expire_sessions": ExpireSessions,

@@ -7,6 +7,7 @@ must not live here: subscribers (drivers/lock_events.py).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -33,7 +34,7 @@ class Journal:
     def __init__(self) -> None:
         self._events: list[Happening] = []
         self._before = 0
-        self._losses: list[Loss] = []
+        self._losses: deque[Loss] = deque(maxlen=EVENTS_MAX)
         self.note: Callable[[Happening], None] = self._events.append
         self.jumps = 0
         """How often the state was replaced: what was lost meanwhile nobody can list."""
@@ -67,9 +68,8 @@ class Journal:
 
     def take_losses(self) -> list[Loss]:
         """Oldest first; empties the list."""
-        losses = self._losses
-        if losses:
-            self._losses = []
+        losses = list(self._losses)
+        self._losses.clear()
         return losses
 
     def jump(self, newest: int) -> None:

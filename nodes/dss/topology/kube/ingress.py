@@ -20,6 +20,7 @@ PREFIXES: Final = {
 """Path -> role."""
 COLON_ROUTES: Final = {
     "/v1/locks:acquire": "lock",
+    "/v1/locks:events": "lock",
     "/v1/locks:stream": "lock",
     "/v1/queues:stream": "queue",
     "/v1/cache:stream": "cache",
