@@ -24,6 +24,7 @@ from dss.api.auth import GUARDED_PREFIX, Guard
 from dss.api.cluster import ClusterView, node_url
 from dss.api.problem import problem_response, result_response
 from dss.api.routes import CALLER, Route
+from dss.api.stream import leave_streams
 from dss.base.errors import DssError, Invalid, NotFound, TooLarge, Unavailable, WrongRole
 from dss.base.limits import BODY_BYTES_MAX
 from dss.observe.logs import unexpected
@@ -155,6 +156,7 @@ async def drain(runner: web.AppRunner) -> None:
     """Take no new connections; give those that are in use time to leave (see Ending)."""
     for site in list(runner.sites):
         await site.stop()
+    leave_streams(runner.app)
     server = runner.server
     until = asyncio.get_running_loop().time() + DRAIN_S
     # Bounded, and once in a process's life.

@@ -5,7 +5,8 @@ A binary message is a msgpack array of `[request_id, op, args]`, answered by arr
 is in the submit function. What must not live here: ops, decisions. Source: RFC 6455.
 
 Close codes: 1003 a text message; 1007 not the protocol; 1009 a message beyond
-STREAM_MESSAGE_BYTES_MAX; 1001 the node stops. A client that does not read its answers is cut off.
+STREAM_MESSAGE_BYTES_MAX; 1001 the node stops, and has taken nothing that is unanswered; 1012 it
+stops, and may have. A client that does not read its answers is cut off.
 """
 
 from __future__ import annotations
@@ -57,7 +58,16 @@ class StreamConnection:
     Answers leave straight through the transport, so that a flush costs no task and no await.
     """
 
-    __slots__ = ("__weakref__", "_answers", "_open", "_socket", "_transport", "app")
+    __slots__ = (
+        "__weakref__",
+        "_answers",
+        "_closing",
+        "_open",
+        "_socket",
+        "_transport",
+        "app",
+        "leaving",
+    )
 
     def __init__(
         self, app: web.Application, socket: web.WebSocketResponse, transport: asyncio.Transport
@@ -67,6 +77,9 @@ class StreamConnection:
         self._transport = transport
         self._open: dict[int, None] = {}
         self._answers: list[_Answer] = []
+        self._closing: asyncio.Task[None] | None = None
+        self.leaving = False
+        """Nothing more is taken: what comes is left unanswered."""
 
     @property
     def in_flight(self) -> int:
@@ -98,6 +111,22 @@ class StreamConnection:
         if answers:
             self._answers = []
             self._send(answers)
+            if self.leaving:
+                self._close_if_idle()
+
+    def leave(self) -> None:
+        """The node stops: close as soon as everything taken is answered."""
+        self.leaving = True
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if not self._open and self._closing is None:
+            self._closing = asyncio.ensure_future(self.stop())
+
+    async def stop(self) -> None:
+        """Close now, because the node stops."""
+        code = WSCloseCode.SERVICE_RESTART if self._open else WSCloseCode.GOING_AWAY
+        await self.close(code, "this node stops")
 
     def drop(self) -> None:
         """The connection is over: later answers are discarded."""
@@ -149,10 +178,19 @@ def write_binary_frame(transport: asyncio.WriteTransport, message: bytes) -> Non
 _connections: WeakSet[StreamConnection] = WeakSet()
 
 
+def leave_streams(app: web.Application) -> None:
+    """A planned stop begins: the streams of this application close one by one."""
+    for connection in _connections_of(app):
+        connection.leave()
+
+
 async def close_streams(app: web.Application) -> None:
-    """For `app.on_shutdown`: close this application's streams with 1001."""
-    mine = [connection for connection in _connections if connection.app is app]
-    await asyncio.gather(*(each.close(WSCloseCode.GOING_AWAY, "this node stops") for each in mine))
+    """For `app.on_shutdown`: close those that are left."""
+    await asyncio.gather(*(connection.stop() for connection in _connections_of(app)))
+
+
+def _connections_of(app: web.Application) -> list[StreamConnection]:
+    return [connection for connection in _connections if connection.app is app]
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -207,6 +245,8 @@ async def _serve(
     while True:
         message = await socket.receive()
         if message.type is WSMsgType.BINARY:
+            if connection.leaving:
+                continue
             try:
                 submit(message.data)
             except Invalid as error:

@@ -32,6 +32,8 @@ CONNECT_S: Final = 3.0
 HEARTBEAT_S: Final = 4.0
 """WebSocket pings: a silently dead node is noticed within 1.5 of these, below a usual TTL."""
 
+MOVES_MAX: Final = 20
+"""Nodes in a row that stop before they answer anything: more is no rolling restart."""
 HEADER_BYTES: Final = 5
 """Of a message's array."""
 
@@ -42,7 +44,9 @@ class LockStream:
     """A connection to a role's stream on one of several nodes, made on first use.
 
     When it breaks, requests that had been sent fail with Indeterminate (they may have happened);
-    the next request connects again, to the next endpoint. All methods belong to one event loop.
+    the next request connects again, to the next endpoint. A node that stops says with its close
+    code that it has not taken what it did not answer: that is sent again, to the next. All methods
+    belong to one event loop.
 
     Args:
         endpoints: base URLs; or a coroutine function that gives them, best first, asked before
@@ -71,9 +75,10 @@ class LockStream:
         self._own_http: aiohttp.ClientSession | None = None
         self._on_push = on_push
         self._failures = 0
+        self._moves = 0
         self._next_id = 1
         self._waiting: deque[_Item] = deque()
-        self._sent: dict[int, asyncio.Future[Answer]] = {}
+        self._sent: dict[int, _Item] = {}
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.closed = False
@@ -145,7 +150,7 @@ class LockStream:
             finally:
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
-                self._broken()
+                self._broken(ws.close_code)
                 await _quietly_close(ws)
             if not self._waiting:
                 return
@@ -211,11 +216,11 @@ class LockStream:
             request_id, future, item = waiting[0]
             if pieces and size + len(item) > STREAM_MESSAGE_BYTES_MAX:
                 break
-            waiting.popleft()
+            entry = waiting.popleft()
             if future.done():  # its caller gave up before it was sent
                 continue
             size += len(item)
-            self._sent[request_id] = future
+            self._sent[request_id] = entry
             pieces.append(item)
         if not pieces:
             return None
@@ -229,14 +234,15 @@ class LockStream:
                 message = await ws.receive()
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     return
+                self._moves = 0
                 for request_id, status, body in self._decode(message.data):
                     if request_id == 0:
                         if self._on_push is not None:
                             self._on_push(status, body)
                         continue
-                    future = sent.pop(request_id, None)
-                    if future is not None and not future.done():
-                        future.set_result((status, body))
+                    entry = sent.pop(request_id, None)
+                    if entry is not None and not entry[1].done():
+                        entry[1].set_result((status, body))
                 if self._waiting:
                     self._wake_writer()
         except msgspec.MsgspecError:
@@ -249,12 +255,17 @@ class LockStream:
         if wake is not None and not wake.done():
             wake.set_result(None)
 
-    def _broken(self) -> None:
+    def _broken(self, close_code: int | None) -> None:
         endpoint, self.endpoint = self.endpoint, None
         self._failures += 1
         self._wake = None
         sent, self._sent = self._sent, {}
-        for future in sent.values():
+        left = close_code == aiohttp.WSCloseCode.GOING_AWAY and not self.closed
+        if left and self._moves < MOVES_MAX:
+            self._moves += 1
+            self._waiting.extendleft(reversed(sent.values()))
+            return
+        for _, future, _ in sent.values():
             if not future.done():
                 future.set_exception(
                     Indeterminate(f"the stream to {endpoint} broke before the answer came")

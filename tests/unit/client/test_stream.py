@@ -13,7 +13,7 @@ from aiohttp import WSMsgType, web
 
 from dss.base.errors import Forbidden, Indeterminate, Unauthenticated, Unavailable
 from dss.base.limits import STREAM_IN_FLIGHT_MAX
-from dss.client.stream import LockStream
+from dss.client.stream import MOVES_MAX, LockStream
 
 Items = list[tuple[int, str, Any]]
 Reply = Callable[[web.WebSocketResponse, Items], Awaitable[None]]
@@ -107,6 +107,40 @@ def test_broken_connection__sent_requests_are_indeterminate_and_the_next_one_rec
             assert stream.endpoint == second
             await stream.close()
         assert (bad.connections, good.connections) == (1, 1)
+
+    asyncio.run(scenario())
+
+
+def test_node_that_stops__what_it_did_not_answer_goes_to_the_next_in_order() -> None:
+    async def leave(ws: web.WebSocketResponse, items: Items) -> None:
+        await echo(ws, items[:1])
+        await ws.close(code=1001)
+
+    async def scenario() -> None:
+        stopping, good = FakeNode(leave), FakeNode(echo)
+        async with running(stopping) as first, running(good) as second:
+            stream = LockStream([first, second])
+            futures = [stream.request("x", n) for n in range(3)]
+            assert await asyncio.gather(*futures) == [(200, n) for n in range(3)]
+            assert stream.endpoint == second
+            await stream.close()
+        assert [args for items in good.messages for _, _, args in items] == [1, 2]
+
+    asyncio.run(scenario())
+
+
+def test_nodes_that_only_stop__requests_fail_in_the_end() -> None:
+    async def leave(ws: web.WebSocketResponse, items: Items) -> None:
+        await ws.close(code=1001)
+
+    async def scenario() -> None:
+        node = FakeNode(leave)
+        async with running(node) as url:
+            stream = LockStream([url])
+            with pytest.raises(Indeterminate):
+                await stream.request("x", 1)
+            await stream.close()
+        assert node.connections == MOVES_MAX + 1
 
     asyncio.run(scenario())
 

@@ -15,11 +15,11 @@ from aiohttp import WSMsgType, web
 from queue_world import World, until
 
 from dss.api import stream_calls
-from dss.api.app import build_app, serve
+from dss.api.app import build_app, drain, serve
 from dss.api.auth import Guard
 from dss.api.queue_stream import PATH
 from dss.api.queues import routes
-from dss.api.stream import close_streams
+from dss.api.stream import close_streams, leave_streams
 from dss.base.errors import Conflict, Invalid, NotFound
 from dss.base.limits import BODY_BYTES_MAX, STREAM_IN_FLIGHT_MAX
 from dss.client import Message, connect
@@ -445,17 +445,69 @@ def test_bug_in_the_service__500_and_the_stream_goes_on(
     run(scenario)
 
 
-def test_node_that_stops__closes_its_streams_with_1001() -> None:
+def test_node_that_stops__takes_no_more_and_closes_when_all_it_took_is_answered() -> None:
     async def scenario(setting: Setting) -> None:
-        stream = await setting.stream()
+        stream, other = await setting.stream(), await setting.stream(2)
         await stream.one("queue.put", queue="q")
-        await stream.send(("receive", {"queue": "q", "wait_ms": LONG_MS}))
-        polls = setting.services[0].polls
-        await until(lambda: polls.waiting == 1)
-        await setting.runners[0].cleanup()
+        ids = await stream.send(("receive", {"queue": "q", "wait_ms": LONG_MS}))
+        await until(lambda: setting.services[0].polls.waiting == 1)
+        leave_streams(setting.runners[0].app)
+        before = setting.entries()
+        await stream.send(sends(1)[0])
+        with pytest.raises(TimeoutError):
+            await stream.ws.receive(0.1)
+        assert setting.entries() == before
+        await other.one("send", queue="q", body_json=b"1")
+        [(status, body)] = await stream.take(ids)
+        assert (status, len(body["messages"])) == (200, 1)
         message = await stream.ws.receive(5)
         assert (message.type, message.data) == (WSMsgType.CLOSE, 1001)
+        assert (await other.one("receive", queue="q"))[1] == {"messages": []}
+
+    run(scenario)
+
+
+def test_node_that_stops_at_once__says_whether_something_it_took_is_unanswered() -> None:
+    async def scenario(setting: Setting) -> None:
+        idle, busy = await setting.stream(), await setting.stream()
+        await idle.one("queue.put", queue="q")
+        await busy.send(("receive", {"queue": "q", "wait_ms": LONG_MS}))
+        polls = setting.services[0].polls
+        await until(lambda: polls.waiting == 1)
+        closing = asyncio.ensure_future(setting.runners[0].cleanup())
+        for stream, code in ((idle, 1001), (busy, 1012)):
+            message = await stream.ws.receive(5)
+            assert (message.type, message.data) == (WSMsgType.CLOSE, code)
+        await closing
         await until(lambda: polls.waiting == 0)
+
+    run(scenario)
+
+
+def test_sdk_nodes_stop_one_after_another__no_send_fails_and_none_happens_twice() -> None:
+    async def scenario(setting: Setting) -> None:
+        async with connect(setting.urls) as client:
+            jobs = client.queue("jobs")
+            await jobs.create()
+            sent: list[str] = []
+            stop = asyncio.Event()
+
+            async def produce() -> None:
+                while not stop.is_set():
+                    sent.append(await jobs.send(len(sent)))
+
+            producers = [asyncio.create_task(produce()) for _ in range(20)]
+            for runner in setting.runners[:2]:
+                before = len(sent)
+                await until(lambda enough=before + 200: len(sent) > enough)
+                await drain(runner)
+            before = len(sent)
+            await until(lambda: len(sent) > before + 200)
+            stop.set()
+            await asyncio.gather(*producers)
+            stats = await setting.services[2].stats(["jobs"])
+            assert stats["jobs"]["sent"] == len(set(sent)) == len(sent)
+        assert not setting.routes_used()
 
     run(scenario)
 
