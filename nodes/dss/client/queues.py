@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 import msgspec
 
+from dss.base.errors import Indeterminate
 from dss.client.calls import Calls
 from dss.client.errors import error_of
 from dss.client.requests import Requests, segment
@@ -92,16 +94,22 @@ class Queue:
         Args:
             visibility: seconds until an unacknowledged message is delivered again.
         """
-        wait_ms = round(wait * 1_000)
-        request: dict[str, Any] = {"max": max, "wait_ms": wait_ms}
+        request: dict[str, Any] = {"max": max, "wait_ms": round(wait * 1_000)}
         if visibility is not None:
             request["visibility_ms"] = round(visibility * 1_000)
         args = {"queue": self.name, **request}
-        answer = await self._calls.ask("receive", args, unwanted=self._give_back)
+        until_s = monotonic() + wait
+        try:
+            answer = await self._calls.ask("receive", args, unwanted=self._give_back)
+        except Indeterminate:
+            # Its node is gone. Nothing is lost by asking another: what may have been on its way
+            # comes again.
+            request["wait_ms"] = args["wait_ms"] = _left_ms(until_s)
+            answer = await self._calls.ask("receive", args, unwanted=self._give_back)
         if answer is not None:
             return [_message(one) for one in answer[1]["messages"]]
         reply = await self._requests.send(
-            "queue", "POST", f"{self._path}/receive", json=request, wait_ms=wait_ms
+            "queue", "POST", f"{self._path}/receive", json=request, wait_ms=request["wait_ms"]
         )
         return [_message(one) for one in reply.json()["messages"]]
 
@@ -133,6 +141,10 @@ class Queue:
         for result in body.get("results", ()):
             if not result.get("ok", True):
                 raise error_of(int(result.get("status", 409)), result)
+
+
+def _left_ms(until_s: float) -> int:
+    return max(0, round(1_000 * (until_s - monotonic())))
 
 
 def _message(found: dict[str, Any]) -> Message:

@@ -580,6 +580,22 @@ def test_sdk_receive_that_is_cancelled__its_messages_go_to_the_next() -> None:
     run(scenario)
 
 
+def test_sdk_node_that_breaks_down_under_a_receive__another_one_is_asked() -> None:
+    async def scenario(setting: Setting) -> None:
+        async with connect(setting.urls) as client:
+            jobs = client.queue("jobs")
+            await jobs.create()
+            receiving = asyncio.ensure_future(jobs.receive(wait=10.0))
+            await until(lambda: setting.services[0].polls.waiting == 1)
+            await setting.runners[0].cleanup()  # with 1012: what it took is unanswered
+            await until(lambda: setting.services[1].polls.waiting == 1)
+            await jobs.send(1)
+            [message] = await receiving
+            assert (message.body, message.deliveries) == (1, 1)
+
+    run(scenario)
+
+
 def test_sdk_body_that_python_cannot_hold__comes_as_text() -> None:
     async def scenario(setting: Setting) -> None:
         stream = await setting.stream()
