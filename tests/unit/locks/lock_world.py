@@ -7,10 +7,13 @@ from typing import Any
 from dss.core.locks.commands import (
     LOG_CODEC,
     Acquire,
+    AcquireMany,
+    Downgrade,
     Release,
     SessionCreate,
     SessionEnd,
     SessionKeepalive,
+    Upgrade,
 )
 from dss.core.locks.machine import LockMachine
 from dss.core.machine import PENDING, Wake, join_items
@@ -57,8 +60,25 @@ class World:
         mode: Any = "exclusive",
         wait_ms: int = 0,
         owner: str = "",
+        **more: Any,
     ) -> tuple[int, Any]:
-        return self.do(Acquire(sid(number), name, mode, wait_ms, owner))
+        return self.do(Acquire(sid(number), name, mode, wait_ms, owner, **more))
+
+    def share(
+        self, number: int, permits: int = 1, limit: int = 3, name: str = "s", **more: Any
+    ) -> tuple[int, Any]:
+        """A semaphore's permits."""
+        return self.acquire(number, name, "semaphore", permits=permits, limit=limit, **more)
+
+    def acquire_all(self, number: int, names: str, wait_ms: int = 0, **more: Any) -> Any:
+        """All locks of `names`, one letter each."""
+        return self.do(AcquireMany(sid(number), list(names), wait_ms, **more))
+
+    def upgrade(self, number: int, token: int, wait_ms: int = 0, name: str = "a") -> Any:
+        return self.do(Upgrade(sid(number), name, token, wait_ms))
+
+    def downgrade(self, number: int, token: int, name: str = "a") -> Any:
+        return self.do(Downgrade(sid(number), name, token))
 
     def token(self, *args: Any, **kwargs: Any) -> int:
         status, body = self.acquire(*args, **kwargs)

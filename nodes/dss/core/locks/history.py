@@ -34,19 +34,18 @@ class History:
         """One hold has ended."""
         locks = self._locks
         rows = locks.get(name)
+        self._size += 1
         if rows is None:
             locks[name] = [past]
-            self._size += 1
-            while self._size > HISTORY_MAX:
-                _, oldest = locks.popitem(last=False)
-                self._size -= len(oldest)
-            return
-        locks.move_to_end(name)
-        rows.append(past)
-        if len(rows) > HISTORY_PER_LOCK_MAX:
-            del rows[0]
         else:
-            self._size += 1
+            locks.move_to_end(name)
+            rows.append(past)
+            if len(rows) > HISTORY_PER_LOCK_MAX:
+                del rows[0]
+                self._size -= 1
+        while self._size > HISTORY_MAX:
+            _, oldest = locks.popitem(last=False)
+            self._size -= len(oldest)
 
     def of(self, name: str) -> Sequence[Past]:
         """Oldest first."""
@@ -62,4 +61,4 @@ class History:
 
     def check_invariants(self) -> None:
         assert self._size == sum(map(len, self._locks.values())), "history is miscounted"
-        assert self._size <= HISTORY_MAX + HISTORY_PER_LOCK_MAX
+        assert self._size <= HISTORY_MAX

@@ -586,17 +586,21 @@ class LockMachine(LockLines):
             waiter = self._waiters.get(ticket)
             if waiter is None or waiter.deadline_ms > self._now_ms:
                 continue
-            lock = next(
-                (
-                    self._locks[name]
-                    for name in waiter.names
-                    if (line := self._locks[name].waiters) and line[0] is not waiter
-                ),
-                self._locks[waiter.names[0]],
-            )
+            lock = self._held_up_at(waiter)
             self.timeouts += 1
             self._give_up(waiter, answers.lock_timeout(self, lock, waiter, self._now_ms))
         return OK
+
+    def _held_up_at(self, waiter: Waiter) -> Lock:
+        """The lock that it would name: the first of its names that it could not have."""
+        me = (waiter.session, waiter.owner)
+        locks = [self._locks[name] for name in waiter.names]
+        for lock in locks:
+            line = lock.waiters
+            others = lock.holders and me not in lock.holders
+            if others or (line is not None and line[0] is not waiter):
+                return lock
+        return locks[0]
 
     def _expire_grants(self, command: ExpireGrants, position: int) -> Result:
         for token in command.tokens:
