@@ -4,6 +4,7 @@ from lock_world import World, sid
 
 from dss.base import limits
 from dss.base.errors import CorruptData
+from dss.core.locks import acquiring as acquiring_module
 from dss.core.locks import lines as lines_module
 from dss.core.locks import machine as machine_module
 from dss.core.locks.commands import (
@@ -453,8 +454,9 @@ def test_a_bound_is_reached__429_and_nothing_changes(monkeypatch, bound, value, 
     world = World(sessions=3)
     world.token(1)
     world.wait(2)
-    owner = machine_module if hasattr(machine_module, bound) else lines_module
-    monkeypatch.setattr(owner, bound, value)
+    for module in (machine_module, acquiring_module, lines_module):
+        if hasattr(module, bound):
+            monkeypatch.setattr(module, bound, value)
     before = world.machine.snapshot()
     status, body = act(world)
     assert (status, body["code"]) == (429, "overloaded")

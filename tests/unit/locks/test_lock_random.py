@@ -13,7 +13,7 @@ from lock_model import Model
 from lock_world import sid
 
 from dss.core.locks import keys as keys_module
-from dss.core.locks import machine as machine_module
+from dss.core.locks import once as once_module
 from dss.core.locks.commands import (
     KEYED_CODEC,
     LOG_CODEC,
@@ -43,7 +43,7 @@ NAMES = ["a", "b", "c"]
 @pytest.fixture(autouse=True)
 def small_memories(monkeypatch):
     monkeypatch.setattr(keys_module, "IDEMPOTENCY_KEEP_MS", lock_model.KEY_MS)
-    monkeypatch.setattr(machine_module, "SEQUENCE_WINDOW", lock_model.WINDOW)
+    monkeypatch.setattr(once_module, "SEQUENCE_WINDOW", lock_model.WINDOW)
 
 
 class Run:

@@ -1,7 +1,7 @@
 """The lock group's state machine: sessions, locks, waiters, fencing tokens.
 
-What lives here: what each command does, as a deterministic function of the log. What must not:
-HTTP, who may ask, anything that differs between nodes. How lines are served: lines.py.
+What lives here: what each command does, as a deterministic function of the log (acquiring: in
+acquiring.py). What must not: HTTP, who may ask, anything that differs between nodes.
 
 The rules (docs/locks.md, docs/guarantees.md):
 
@@ -25,20 +25,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heappop
-from typing import Any, Final, TypeVar
+from typing import Any
 
-from dss.base.errors import DssError
 from dss.base.limits import (
     EXPIRY_BATCH_MAX,
     EXPIRY_RETRY_MS,
-    LOCKS_MAX,
-    SEQUENCE_WINDOW,
     SESSIONS_MAX,
 )
 from dss.core.locks import answers, snapshots, views
+from dss.core.locks.acquiring import LockAcquiring
 from dss.core.locks.answers import OK, problem, session_expired
 from dss.core.locks.commands import (
-    KEYED_CODEC,
     LOG_CODEC,
     Acquire,
     AcquireMany,
@@ -57,16 +54,11 @@ from dss.core.locks.commands import (
     Upgrade,
 )
 from dss.core.locks.history import BROKEN, ENDED, EXPIRED, RELEASED, UNCONFIRMED
-from dss.core.locks.lines import NO_KEY, LockLines
 from dss.core.locks.state import Due, Hold, Lock, Session, Waiter
-from dss.core.machine import PENDING, CommandCodec, Result, Wake
-
-Once = TypeVar("Once", Acquire, AcquireMany, Release, Upgrade, Downgrade)
-TRY_LATER: Final = 429
-"""Answers that say "nothing was done, come again" are not kept: coming again must help."""
+from dss.core.machine import CommandCodec, Result, Wake
 
 
-class LockMachine(LockLines):
+class LockMachine(LockAcquiring):
     """See the module. Implements core.machine.Machine.
 
     Attributes (plain ints, for metrics): `grants`, `releases`, `timeouts`, `expirations`,
@@ -199,261 +191,6 @@ class LockMachine(LockLines):
         if lock is not None:
             self._settle(lock)
 
-    # --- exactly once -------------------------------------------------------------------
-
-    def _once(
-        self,
-        session: Session,
-        command: Once,
-        position: int,
-        handler: Callable[[Once, Session, int], Result],
-    ) -> Result:
-        """A sequenced command: carried out once, then answered from memory."""
-        kept = session.answers
-        if kept is None:
-            kept = session.answers = {}
-        if command.ack > session.floor:
-            session.floor = command.ack
-            for seq in [seq for seq in kept if seq <= command.ack]:
-                del kept[seq]
-        seq = command.seq
-        earlier = kept.get(seq)
-        if earlier is not None:
-            return earlier if earlier[0] else self._rejoin(session, command, position)
-        if seq <= session.floor:
-            return answers.too_old(seq, session.floor)
-        if seq > session.floor + SEQUENCE_WINDOW:
-            return answers.window_full()
-        result = handler(command, session, position)
-        if result[0] != TRY_LATER:
-            kept[seq] = result
-        return result
-
-    def _rejoin(self, session: Session, command: Once, position: int) -> Result:
-        """It still waits: the repeat takes the place of the question."""
-        owner = command.owner or command.session
-        name = command.locks[0] if isinstance(command, AcquireMany) else command.name
-        waiter = session.waits.get(owner, {}).get(name)
-        if waiter is None or waiter.seq != command.seq:
-            return problem(409, "sequence_reused", f"command {command.seq} was another request")
-        return self._take_over(waiter, position)
-
-    def _take_over(self, waiter: Waiter, position: int) -> Result:
-        """The older question is answered; the wait goes on for the newer one."""
-        self._wakes.append(Wake(waiter.index, waiter.position, *answers.superseded(waiter.names)))
-        waiter.index = self._index
-        waiter.position = position
-        waiter.joined_ms = self._now_ms
-        self._asked = waiter
-        return PENDING
-
-    def _keyed(self, command: Keyed, position: int) -> Result:
-        """An HTTP request with its Idempotency-Key."""
-        entry = self.keys.find(command.key, self._now_ms)
-        if entry is not None:
-            if entry.digest != command.digest:
-                return answers.other_body(command.key)
-            if entry.answer[0]:
-                return entry.answer
-            return self._take_over(self._waiters[entry.answer[1]], position)
-        if self.keys.full:
-            return answers.too_many_keys()
-        try:
-            inner = KEYED_CODEC.decode_args(command.op, command.args)
-        except DssError as error:
-            return error.status, error.body()
-        self._key = command.key
-        self._asked = None
-        self.keys.keep(command.key, command.digest, self._now_ms, PENDING)
-        result = self._handlers[type(inner)](inner, position)
-        self._key = NO_KEY
-        if result[0] == TRY_LATER:
-            self.keys.forget(command.key)
-        elif result[0] or self._asked is None:
-            self.keys.settle(command.key, result)
-        else:
-            self.keys.settle(command.key, (0, self._asked.ticket))
-        return result
-
-    # --- acquiring ----------------------------------------------------------------------
-
-    def _acquire(self, command: Acquire, position: int) -> Result:
-        session = self._sessions.get(command.session)
-        if session is None:
-            return session_expired(command.session)
-        if command.seq:
-            return self._once(session, command, position, self._acquire_one)
-        return self._acquire_one(command, session, position)
-
-    def _acquire_one(self, command: Acquire, session: Session, position: int) -> Result:
-        name = command.name
-        owner = command.owner or command.session
-        mode = command.mode
-        lock = self._locks.get(name)
-        if lock is None:
-            if len(self._locks) >= LOCKS_MAX:
-                return answers.too_many_locks()
-            if full := self._no_hold(session, 1):
-                return full
-            self._forget_age(session, owner, (name,))
-            lock = Lock(name, mode, {}, None, command.limit)
-            self._locks[name] = lock
-            return self._grant(lock, session, owner, command.permits, command.confirm_ms)
-        hold = lock.holders.get((session.id, owner))
-        if hold is not None:
-            return self._acquire_again(lock, hold, session, command)
-        if session.waits:
-            older = session.waits.get(owner, {}).get(name)
-            if older is not None:
-                return self._acquire_instead(older, session, command, position)
-        shares = mode == "semaphore" and lock.mode == mode and lock.holders
-        if shares and lock.limit != command.limit:
-            return answers.other_limit(lock, command.limit)
-        first = not lock.waiters or self._outranks(
-            lock, self._place(session, owner, (name,), command.priority)
-        )
-        if first and self._has_room(lock, mode, command.permits, command.limit):
-            if full := self._no_hold(session, 1):
-                return full
-            if not lock.holders:
-                self._open(lock, mode, command.limit)
-            if lock.waiters:
-                self._suspects.append(lock.waiters[0])
-            self._forget_age(session, owner, (name,))
-            return self._grant(lock, session, owner, command.permits, command.confirm_ms)
-        if command.wait_ms == 0:
-            self.timeouts += 1
-            return answers.lock_timeout(self, lock, None, self._now_ms)
-        if full := self._no_room(session, (name,)):
-            return full
-        return self._wait(self._new_waiter("one", (name,), owner, command, position), session)
-
-    def _new_waiter(
-        self,
-        kind: str,
-        names: tuple[str, ...],
-        owner: str,
-        command: Acquire | AcquireMany | Upgrade,
-        position: int,
-    ) -> Waiter:
-        """Without a ticket yet."""
-        plain = command if isinstance(command, Acquire) else None
-        return Waiter(
-            0,
-            names,
-            command.session,
-            owner,
-            kind,
-            plain.mode if plain else "exclusive",
-            plain.permits if plain else 1,
-            plain.limit if plain else 0,
-            0 if isinstance(command, Upgrade) else command.priority,
-            self._now_ms,
-            self._now_ms + command.wait_ms,
-            self._now_ms,
-            plain.confirm_ms if plain else 0,
-            self._index,
-            position,
-            command.seq,
-            self._key,
-        )
-
-    def _acquire_again(self, lock: Lock, hold: Hold, session: Session, command: Acquire) -> Result:
-        if lock.mode != command.mode:
-            return answers.self_deadlock(lock, hold)
-        if lock.mode == "semaphore":
-            if lock.limit != command.limit:
-                return answers.other_limit(lock, command.limit)
-            if hold.permits != command.permits:
-                return answers.other_permits(lock, hold)
-        hold.count += 1
-        return self._granted(hold, lock, session)
-
-    def _acquire_instead(
-        self, older: Waiter, session: Session, command: Acquire, position: int
-    ) -> Result:
-        """The owner's newer request takes the wait over, with its place, or ends it."""
-        same = (
-            older.kind == "one"
-            and (older.mode, older.permits, older.limit, older.priority)
-            == (command.mode, command.permits, command.limit, command.priority)
-        )  # fmt: skip
-        if same and command.wait_ms:
-            return self._prolong(older, session, command, position)
-        # Not waiting any longer, or for something else: the place in the line is given up.
-        self._give_up(older, answers.superseded(older.names))
-        return self._acquire_one(command, session, position)
-
-    def _prolong(
-        self,
-        waiter: Waiter,
-        session: Session,
-        command: Acquire | AcquireMany | Upgrade,
-        position: int,
-    ) -> Result:
-        """The same wait for a newer question, with its time limit, under its numbers."""
-        if waiter.seq != command.seq or waiter.key != self._key:
-            # Whoever repeats the older one by its number is told that it was superseded.
-            self._remember(waiter, session, answers.superseded(waiter.names))
-            waiter.seq = command.seq
-            waiter.key = self._key
-        waiter.deadline_ms = self._now_ms + command.wait_ms
-        if isinstance(command, Acquire):
-            waiter.confirm_ms = command.confirm_ms
-        self._schedule(waiter.deadline_ms, waiter)
-        return self._take_over(waiter, position)
-
-    def _acquire_many(self, command: AcquireMany, position: int) -> Result:
-        session = self._sessions.get(command.session)
-        if session is None:
-            return session_expired(command.session)
-        if command.seq:
-            return self._once(session, command, position, self._acquire_all)
-        return self._acquire_all(command, session, position)
-
-    def _acquire_all(self, command: AcquireMany, session: Session, position: int) -> Result:
-        names = tuple(command.locks)
-        owner = command.owner or command.session
-        me = (session.id, owner)
-        for name in names:
-            older = session.waits.get(owner, {}).get(name)
-            if older is None:
-                continue
-            same = (older.names, older.kind, older.priority) == (names, "many", command.priority)
-            if same and command.wait_ms:
-                return self._prolong(older, session, command, position)
-            self._give_up(older, answers.superseded(older.names))
-        place = self._place(session, owner, names, command.priority)
-        busy = None
-        new = 0
-        for name in names:
-            lock = self._locks.get(name)
-            if lock is None:
-                new += 1
-                continue
-            if me in lock.holders and lock.mode != "exclusive":
-                return answers.self_deadlock(lock, lock.holders[me])
-            free = not lock.holders or me in lock.holders
-            if busy is None and not (free and self._outranks(lock, place)):
-                busy = lock
-        if len(self._locks) + new > LOCKS_MAX:
-            return answers.too_many_locks()
-        if busy is not None and command.wait_ms == 0:
-            self.timeouts += 1
-            return answers.lock_timeout(self, busy, None, self._now_ms)
-        room = self._no_hold(session, len(names)) if not busy else self._no_room(session, names)
-        if room is not None:
-            return room
-        for name in names:
-            if name not in self._locks:
-                self._locks[name] = Lock(name, "exclusive", {})
-            elif busy is None and (waiters := self._locks[name].waiters):
-                self._suspects.append(waiters[0])
-        if busy is None:
-            self._forget_age(session, owner, names)
-            return self._grant_all(session, owner, names)
-        return self._wait(self._new_waiter("many", names, owner, command, position), session)
-
     # --- holding ------------------------------------------------------------------------
 
     def _release(self, command: Release, position: int) -> Result:
@@ -473,47 +210,6 @@ class LockMachine(LockLines):
         if hold.count == 0:
             self._settle(self._take_back(hold, session, RELEASED))
         return OK
-
-    def _hold_of(self, session: Session, command: Upgrade | Downgrade | Confirm) -> Hold | None:
-        hold = session.holds.get(command.token)
-        owner = command.owner or command.session
-        if hold is None or hold.name != command.name or hold.owner != owner:
-            return None
-        return hold
-
-    def _upgrade(self, command: Upgrade, position: int) -> Result:
-        session = self._sessions.get(command.session)
-        if session is None:
-            return session_expired(command.session)
-        if command.seq:
-            return self._once(session, command, position, self._upgrade_one)
-        return self._upgrade_one(command, session, position)
-
-    def _upgrade_one(self, command: Upgrade, session: Session, position: int) -> Result:
-        hold = self._hold_of(session, command)
-        if hold is None:
-            return answers.not_holder(command.name, command.token)
-        lock = self._locks[hold.name]
-        if lock.mode == "exclusive":
-            return self._granted(hold, lock, session)
-        if lock.mode != "shared":
-            return answers.wrong_mode(lock, "a shared hold")
-        older = session.waits.get(hold.owner, {}).get(hold.name)
-        if older is not None:
-            if older.kind == "upgrade" and command.wait_ms:
-                return self._prolong(older, session, command, position)
-            self._give_up(older, answers.superseded(older.names))
-        if len(lock.holders) == 1:
-            return self._upgrade_now(lock, hold, session)
-        if command.wait_ms == 0:
-            self.timeouts += 1
-            return answers.lock_timeout(self, lock, None, self._now_ms)
-        names = (hold.name,)
-        if full := self._no_room(session, names):
-            return full
-        return self._wait(
-            self._new_waiter("upgrade", names, hold.owner, command, position), session
-        )
 
     def _downgrade(self, command: Downgrade, position: int) -> Result:
         session = self._sessions.get(command.session)

@@ -1,0 +1,110 @@
+"""Commands that are carried out once: sequenced by a session, or under an Idempotency-Key.
+
+Source: Ongaro 2014 §6.3. What must not live here: what they do (acquiring.py, machine.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from dss.base.errors import DssError
+from dss.base.limits import SEQUENCE_WINDOW
+from dss.core.locks import answers
+from dss.core.locks.answers import problem
+from dss.core.locks.commands import (
+    KEYED_CODEC,
+    Acquire,
+    AcquireMany,
+    Downgrade,
+    Keyed,
+    Release,
+    Upgrade,
+)
+from dss.core.locks.lines import NO_KEY, LockLines
+from dss.core.locks.state import Session, Waiter
+from dss.core.machine import PENDING, Result, Wake
+
+Once = TypeVar("Once", Acquire, AcquireMany, Release, Upgrade, Downgrade)
+TRY_LATER: Final = 429
+"""Answers that say "nothing was done, come again" are not kept: coming again must help."""
+
+
+class LockOnce(LockLines):
+    """See the module."""
+
+    _handlers: dict[type, Callable[[Any, int], Result]]
+
+    def _once(
+        self,
+        session: Session,
+        command: Once,
+        position: int,
+        handler: Callable[[Once, Session, int], Result],
+    ) -> Result:
+        """A sequenced command: carried out once, then answered from memory."""
+        kept = session.answers
+        if kept is None:
+            kept = session.answers = {}
+        if command.ack > session.floor:
+            session.floor = command.ack
+            for seq in [seq for seq in kept if seq <= command.ack]:
+                del kept[seq]
+        seq = command.seq
+        earlier = kept.get(seq)
+        if earlier is not None:
+            return earlier if earlier[0] else self._rejoin(session, command, position)
+        if seq <= session.floor:
+            return answers.too_old(seq, session.floor)
+        if seq > session.floor + SEQUENCE_WINDOW:
+            return answers.window_full()
+        result = handler(command, session, position)
+        if result[0] != TRY_LATER:
+            kept[seq] = result
+        return result
+
+    def _rejoin(self, session: Session, command: Once, position: int) -> Result:
+        """It still waits: the repeat takes the place of the question."""
+        owner = command.owner or command.session
+        name = command.locks[0] if isinstance(command, AcquireMany) else command.name
+        waiter = session.waits.get(owner, {}).get(name)
+        if waiter is None or waiter.seq != command.seq:
+            return problem(409, "sequence_reused", f"command {command.seq} was another request")
+        return self._take_over(waiter, position)
+
+    def _take_over(self, waiter: Waiter, position: int) -> Result:
+        """The older question is answered; the wait goes on for the newer one."""
+        self._wakes.append(Wake(waiter.index, waiter.position, *answers.superseded(waiter.names)))
+        waiter.index = self._index
+        waiter.position = position
+        waiter.joined_ms = self._now_ms
+        self._asked = waiter
+        return PENDING
+
+    def _keyed(self, command: Keyed, position: int) -> Result:
+        """An HTTP request with its Idempotency-Key."""
+        entry = self.keys.find(command.key, self._now_ms)
+        if entry is not None:
+            if entry.digest != command.digest:
+                return answers.other_body(command.key)
+            if entry.answer[0]:
+                return entry.answer
+            return self._take_over(self._waiters[entry.answer[1]], position)
+        if self.keys.full:
+            return answers.too_many_keys()
+        try:
+            inner = KEYED_CODEC.decode_args(command.op, command.args)
+        except DssError as error:
+            return error.status, error.body()
+        self._key = command.key
+        self._asked = None
+        self.keys.keep(command.key, command.digest, self._now_ms, PENDING)
+        result = self._handlers[type(inner)](inner, position)
+        self._key = NO_KEY
+        if result[0] == TRY_LATER:
+            self.keys.forget(command.key)
+        elif result[0] or self._asked is None:
+            self.keys.settle(command.key, result)
+        else:
+            self.keys.settle(command.key, (0, self._asked.ticket))
+        return result
