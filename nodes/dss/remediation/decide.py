@@ -53,9 +53,9 @@ def decide(
     leaderless = [d for d in diagnoses if d.state != "Healthy"]
     if not leaderless:
         return _none("Healthy", "every group has a leader")
-    if busy:
-        return _none("Busy", f"not now: {busy}")
     rows = counted(history, policy)
+    if busy:
+        return _while_busy(leaderless, policy, rows, busy, now)
     waits = _in_flight(rows, policy, now)
     if waits is not None:
         return waits
@@ -133,6 +133,22 @@ def _in_flight(rows: Sequence[Attempt], policy: Policy, now: float) -> Action | 
                 f"the {row.action} of {row.member} has {settle_s:.0f} s to show its effect",
             )
     return None
+
+
+def _while_busy(
+    leaderless: Sequence[Diagnosis],
+    policy: Policy,
+    rows: Sequence[Attempt],
+    busy: str,
+    now: float,
+) -> Action:
+    """Nothing is touched; but what keeps the cluster busy may itself never end."""
+    for found in leaderless:
+        long = found.leaderless_ms >= 2 * policy.window_ms
+        if long and not _acted_lately(rows, policy, now):
+            episode = [row for row in rows if row.group_id == found.group_id and is_open(row)]
+            return _alert(found, policy, episode, "Busy", f"not touched, for {busy}: ")
+    return _none("Busy", f"not now: {busy}")
 
 
 def _for_group(found: Diagnosis, policy: Policy, rows: Sequence[Attempt], now: float) -> Action:
