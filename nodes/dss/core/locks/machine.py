@@ -106,8 +106,9 @@ class LockMachine(LockAcquiring):
     def take_wakes(self) -> list[Wake]:
         """See core.machine.Machine.take_wakes."""
         wakes = self._wakes
-        if wakes:
-            self._wakes = []
+        if not wakes:
+            return []  # never the list itself: it goes on
+        self._wakes = []
         return wakes
 
     def leader_changed(self, index: int, log_ms: int) -> None:
