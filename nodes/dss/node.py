@@ -48,6 +48,8 @@ from dss.transport.links import Links
 
 log = logging.getLogger("dss.node")
 
+QUIESCE_AFTER: Final = 20
+"""Idle heartbeats after which a partition's group rests: a second, or two on Kubernetes."""
 SWITCH_INTERVAL_S: Final = 0.0005
 
 
@@ -226,6 +228,8 @@ class Node:
             heartbeat_ms=config.heartbeat_ms,
             election_min_ms=config.election_min_ms,
             election_max_ms=config.election_max_ms,
+            # Queue nodes have a group for each partition, of which many are idle.
+            quiesce_after=QUIESCE_AFTER if config.role == "queue" else 0,
         )
         split_vote = None
         if config.test_mode:

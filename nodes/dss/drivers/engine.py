@@ -27,6 +27,7 @@ from dss.core.raft.log import SnapshotMeta
 from dss.core.raft.messages import (
     ANSWERS,
     COMMAND,
+    NODE_BEAT,
     NOOP,
     AppendRequest,
     Configuration,
@@ -227,6 +228,8 @@ class Engine:
         self.entries_applied = 0
         self.commands_applied = 0
         self.mismatched_incarnations = 0
+        self._heard_ms: dict[str, int] = {}
+        self._node_beat_due_ms = 0
         self.snapshots_taken = 0
         self.snapshots_installed = 0
         self._warned: dict[tuple[int, str], str] = {}
@@ -287,6 +290,8 @@ class Engine:
     def receive(self, peer: str, incarnation: str, messages: Sequence[RaftMessage]) -> None:
         """Messages from an authenticated link, in order."""
         groups = self.groups
+        if self.settings.quiesce_after:
+            self._heard_ms[peer] = self._hooks.now_ms()
         for message in messages:
             group = groups.get(message.group)
             if group is None:
@@ -387,8 +392,31 @@ class Engine:
                 self._end_flights(group)
             if raft.role == "leader" and not group.due_in_flight:
                 self._propose_due(group, now_ms)
+        if self.settings.quiesce_after and self._node_beat_due_ms <= now_ms:
+            self._watch_nodes(now_ms)
         if self._dirty:
             self._hooks.wake()
+
+    def _watch_nodes(self, now_ms: int) -> None:
+        """For quiescent groups one message between two nodes stands for all their heartbeats."""
+        every_ms = self.settings.heartbeat_ms
+        self._node_beat_due_ms = now_ms - now_ms % every_ms + every_ms
+        heard_since_ms = now_ms - self.settings.election_min_ms
+        peers: dict[str, None] = {}
+        for group in self.groups.values():
+            raft = group.raft
+            if not raft.quiescent:
+                continue
+            watched = raft.membership.members if raft.role == "leader" else (raft.leader,)
+            for peer in watched:
+                if peer is None or peer == self.node_id:
+                    continue
+                peers[peer] = None
+                if self._heard_ms.get(peer, 0) < heard_since_ms:
+                    group.inbox.append(fx.Rouse())
+                    self._touch(group)
+        for peer in peers:
+            self._hooks.send(peer, NODE_BEAT)
 
     def _propose_due(self, group: Group, now_ms: int) -> None:
         machine = group.machine
@@ -418,6 +446,8 @@ class Engine:
         for group in self.groups.values():
             raft = group.raft
             soonest = min(soonest, raft.next_deadline_ms)
+            if raft.quiescent:
+                soonest = min(soonest, self._node_beat_due_ms)
             if group.leaderless_ms is not None:
                 soonest = min(soonest, self._gives_up_ms(group))
             if raft.role == "leader" and not group.due_in_flight:
@@ -592,8 +622,10 @@ class Engine:
             return
         self.entries_applied += len(entries)
         group.inbox.append(fx.Applied(group.applied_index))
-        if group.raft.commit_index > group.applied_index:
-            self._touch(group)  # the core hands out a bounded number of entries at a time
+        if group.raft.commit_index > group.applied_index or group.raft.quiescent:
+            # The core hands out a bounded number of entries at a time; and a resting group has no
+            # next step of its own in which it would hear of this one.
+            self._touch(group)
         for wake in machine.take_wakes():
             waiting = group.waits.pop((wake.index, wake.position), None)
             if waiting is not None:

@@ -49,6 +49,11 @@ def register(registry: Registry, host: Host) -> None:
         lambda: {(str(gid),): int(host.leader_of(gid) is not None) for gid in engine.groups},
         ("group",),
     )
+    registry.gauge(
+        "dss_raft_quiescent_groups",
+        "Idle groups whose heartbeats and timers rest.",
+        lambda: sum(group.raft.quiescent for group in engine.groups.values()),
+    )
     registry.counter_callback(
         "dss_raft_elections_total",
         "Elections of this node by outcome, over all groups.",

@@ -9,6 +9,7 @@ from driver_world import Sink
 from dss.core.machine import PENDING, Wake
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import (
+    NODE_BEAT,
     AppendRequest,
     AppendResponse,
     Configuration,
@@ -79,7 +80,11 @@ class Node:
             recovered=recovered,
             snapshots=SnapshotStore(self.snapshot_files),
             settings=RaftSettings(
-                heartbeat_ms=10, election_min_ms=50, election_max_ms=100, log_tail_entries=5
+                heartbeat_ms=10,
+                election_min_ms=50,
+                election_max_ms=100,
+                log_tail_entries=5,
+                quiesce_after=self.world.quiesce_after,
             ),
             rng=lambda gid: random.Random(self.name),
             hooks=self,
@@ -136,9 +141,12 @@ class Node:
 
 
 class World:
-    def __init__(self, names="abc", configuration=CONFIGURATION, snapshot_every=100_000):
+    def __init__(
+        self, names="abc", configuration=CONFIGURATION, snapshot_every=100_000, quiesce_after=0
+    ):
         self.now, self.net, self.cut = 1_000, deque(), set()
         self.snapshot_every = snapshot_every
+        self.quiesce_after = quiesce_after
         self.nodes = {name: Node(self, name, configuration) for name in names}
 
     def __getitem__(self, name):
@@ -463,3 +471,70 @@ def test_transfer__the_other_node_leads_and_the_log_goes_on():
     world.run(30)
     assert world[target].leads
     assert not old.leads
+
+
+def resting():
+    world = World(quiesce_after=3)
+    for gid in (2, 3, 4):
+        for node in world.nodes.values():
+            node.engine.create_group(gid, CONFIGURATION, WaitingTally())
+    world.elect()
+    world.run(400)
+    groups = [group for node in world.nodes.values() for group in node.engine.groups.values()]
+    assert len(groups) == 12
+    assert all(group.raft.quiescent for group in groups)
+    return world
+
+
+def test_idle_groups__one_message_between_two_nodes_stands_for_all_of_them():
+    world = resting()
+    for node in world.nodes.values():
+        node.sent.clear()
+    world.run(199)
+    for node in world.nodes.values():
+        assert set(node.sent) == {NODE_BEAT}
+        assert len(node.sent) <= 2 * 20
+    # A request wakes one group, and only that.
+    leader, sink = world.elect(), Sink()
+    leader.propose(sink, 1)
+    world.run(5)
+    assert sink.statuses == {1: 200}
+    awake = [gid for gid, group in leader.engine.groups.items() if not group.raft.quiescent]
+    assert awake == [GROUP]
+
+
+def test_node_of_resting_leaders_falls_silent__its_groups_elect_within_the_usual_time():
+    world = resting()
+    dead = world.elect()
+    led = [gid for gid, group in dead.engine.groups.items() if group.raft.role == "leader"]
+    dead.up = False
+    world.run(100 + 100)
+    for gid in led:
+        leaders = [
+            node.name
+            for node in world.nodes.values()
+            if node.up and node.engine.groups[gid].raft.role == "leader"
+        ]
+        assert len(leaders) == 1
+    assert all(
+        group.raft.quiescent or gid in led
+        for node in world.nodes.values()
+        if node.up
+        for gid, group in node.engine.groups.items()
+        if group.raft.role != "leader"
+    )
+
+
+def test_resting_leader_is_cut_off__it_notices_without_any_request():
+    world = resting()
+    old = world.elect()
+    world.cut = {old.name}
+    world.run(300)
+    assert not any(group.raft.role == "leader" for group in old.engine.groups.values())
+    world.cut = set()
+    world.run(500)
+    assert all(
+        group.raft.quiescent
+        for node in world.nodes.values()
+        for group in node.engine.groups.values()
+    )

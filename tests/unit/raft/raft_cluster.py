@@ -343,7 +343,24 @@ class Cluster:
         for node in self.nodes.values():
             if node.raft.next_deadline_ms <= self.now:
                 node.step(fx.Tick())
+        self.watch_nodes()
         self.settle_local()
+
+    def watch_nodes(self) -> None:
+        """What the engine does for quiescent groups: a node that is not heard rouses them."""
+        for name, node in list(self.nodes.items()):
+            raft = node.raft
+            if not raft.quiescent:
+                continue
+            peers = raft.membership.members if raft.role == "leader" else [raft.leader]
+            silent = [
+                p
+                for p in peers
+                if p != name
+                and (p not in self.nodes or not self.nodes[p].up or (p, name) in self.cut)
+            ]
+            if silent:
+                node.step(fx.Rouse())
 
     def run(self, ms: int, step_ms: int = 10) -> None:
         """Let time pass, delivering everything."""

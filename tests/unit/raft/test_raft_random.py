@@ -30,6 +30,7 @@ class Chaos:
             max_inflight=self.rng.choice([1, 2, 64]),
             max_append_bytes=self.rng.choice([60, 10_000]),
             max_apply_entries=self.rng.choice([3, 1_000]),
+            quiesce_after=seed % 3,
         )
         self.loss = self.rng.choice([0.0, 0.05, 0.2])
         self.doubles = self.rng.choice([0.0, 0.1])

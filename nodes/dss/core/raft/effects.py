@@ -84,6 +84,11 @@ class Backoff(msgspec.Struct, frozen=True, gc=False):
     wait_ms: int
 
 
+class Rouse(msgspec.Struct, frozen=True, gc=False):
+    """For a quiescent group: the leader's node (on a follower), or a member's (on the leader), has
+    not been heard for `election_min_ms`. The group goes back to heartbeats and timers."""
+
+
 class LinkChanged(msgspec.Struct, frozen=True, gc=False):
     """The link to `peer` came up or broke. A broken link empties its in-flight window."""
 
@@ -120,6 +125,7 @@ Event = (
     | Transfer
     | ChangeMembers
     | Backoff
+    | Rouse
     | LinkChanged
     | SnapshotTaken
     | SnapshotInstalled

@@ -32,6 +32,8 @@ class Leadership:
         "_log",
         "_log_clock_ms",
         "_log_ms_base",
+        "_quiet",
+        "_quiet_index",
         "_raft",
         "_send_dirty",
         "_settings",
@@ -49,6 +51,8 @@ class Leadership:
         self._settings = raft.settings
         self.peers: dict[str, Progress] = {}
         self._leaving: list[Progress] = []
+        self._quiet = 0  # idle heartbeats in a row
+        self._quiet_index = -1  # the log's end at the last one
         self.reads = ReadRounds()
         self.heartbeat_due_ms = self._next_heartbeat_ms()
         self.transfer_target: str | None = None
@@ -245,15 +249,47 @@ class Leadership:
             raft.note(f"gave up handing over to {self.transfer_target}")
             self.transfer_target = None
         self.heartbeat_due_ms = self._next_heartbeat_ms()
-        self._broadcast_heartbeat()
+        self._quiet = self._quiet + 1 if self._is_idle() else 0
+        if 0 < self._settings.quiesce_after <= self._quiet:
+            raft.quiescent = True
+            self._quiet = 0
+        self._broadcast_heartbeat(quiesce=raft.quiescent)
         return True
 
-    def _broadcast_heartbeat(self) -> None:
+    def _is_idle(self) -> bool:
+        """Everybody has and has applied everything, answers, and nobody wants anything."""
+        raft, last = self._raft, self._log.last_index
+        before, self._quiet_index = self._quiet_index, last
+        return (
+            before == last
+            and raft.applied_index == raft.synced_index == last
+            and not self.reads.count
+            and self.transfer_target is None
+            and not raft.membership.learners
+            and all(
+                progress.state == REPLICATE
+                and progress.match == last
+                and raft.now_ms - progress.contact_ms < self._settings.election_min_ms // 2
+                for progress in self.peers.values()
+            )
+        )
+
+    def rouse(self) -> None:
+        """No longer quiescent: heartbeats at once, and time for everybody to answer.
+
+        Not as if they just had: only who answers now may let the group rest again.
+        """
+        now = self.heartbeat_due_ms = self._raft.now_ms
+        for progress in self.peers.values():
+            progress.contact_ms = now - self._settings.election_min_ms // 2
+
+    def _broadcast_heartbeat(self, *, quiesce: bool = False) -> None:
         raft = self._raft
         context = self.reads.pending_context()
         for peer, progress in self.peers.items():
             commit = min(progress.match, raft.commit_index)
-            raft.send(peer, msg.Heartbeat(raft.group, raft.term, commit, context))
+            beat = msg.Heartbeat(raft.group, raft.term, commit, context, quiesce)
+            raft.send(peer, beat)
 
     def on_heartbeat_response(self, peer: str, response: msg.HeartbeatResponse) -> None:
         progress = self.peers.get(peer)

@@ -94,18 +94,29 @@ class AppendResponse(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=Fal
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
-    """`commit` is min(match, leader's commit); `context` numbers the ReadIndex round (0: none)."""
+    """`commit` is min(match, leader's commit); `context` numbers the ReadIndex round (0: none).
+
+    `quiesce`: the group is idle and this is the last one: whoever has all of `commit` lets its
+    timer rest for as long as the leader's node is heard.
+    """
 
     group: int
     term: int
     commit: int
     context: int = 0
+    quiesce: bool = False
 
 
 class HeartbeatResponse(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     group: int
     term: int
     context: int = 0
+
+
+NODE_GROUP: Final = 2**32 - 1
+NODE_BEAT: Final = HeartbeatResponse(NODE_GROUP, 0)
+"""What nodes with quiescent groups in common send each other instead of those groups' heartbeats.
+It belongs to no group; a version that does not know it ignores it."""
 
 
 class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):

@@ -103,6 +103,7 @@ class Raft:
         self._behind = 0  # votes refused because our log is behind
         self._retrying = False  # a round of ours has failed since we last heard a leader
         self._leading: Leadership | None = None
+        self.quiescent = False  # idle: no heartbeats, no timer, until anything happens
         if not self.membership.votes:
             self.role = LEARNER
         self._redraw_timeout()
@@ -120,6 +121,7 @@ class Raft:
             fx.Transfer: self._on_transfer,
             fx.ChangeMembers: self._on_change_members,
             fx.Backoff: self._on_backoff,
+            fx.Rouse: self._on_rouse,
             fx.LinkChanged: self._on_link_changed,
             fx.SnapshotTaken: self._on_snapshot_taken,
             fx.SnapshotInstalled: self._on_snapshot_installed,
@@ -146,7 +148,9 @@ class Raft:
 
     @property
     def next_deadline_ms(self) -> int:
-        """When a Tick is wanted next: heartbeat or election; NEVER_MS for a learner."""
+        """When a Tick is wanted next: heartbeat or election; NEVER_MS: learner, quiescent."""
+        if self.quiescent:
+            return NEVER_MS
         if self._leading is not None:
             return self._leading.heartbeat_due_ms
         return self._election_ms if self.role != LEARNER else NEVER_MS
@@ -187,6 +191,7 @@ class Raft:
             "peers": self._leading.peers_status() if self._leading is not None else {},
             "elections": dict(self.counters),
             "backoff_ms": self.backoff_ms,
+            "quiescent": self.quiescent,
         }
 
     def check_invariants(self) -> None:
@@ -287,6 +292,7 @@ class Raft:
     def _turn(self, role: str, leader: str | None, reason: str, term: int | None = None) -> None:
         """The one place where role, leader and term change."""
         before = (self.role, self.term, self.leader)
+        self.quiescent = False
         if term is not None and term != self.term:
             assert term > self.term, f"term falls from {self.term} to {term}"
             self.term = term
@@ -356,7 +362,7 @@ class Raft:
 
     def hears_leader(self) -> bool:
         """Whether a live leader is known: then nobody gets a vote (§4.2.3, §9.6)."""
-        if self.role == LEADER:
+        if self.role == LEADER or self.quiescent:
             return True
         silence_ms = self.now_ms - self._leader_contact_ms
         return self.leader is not None and silence_ms < self.settings.election_min_ms
@@ -384,6 +390,8 @@ class Raft:
 
     def _fire_due(self) -> None:
         now = self.now_ms
+        if self.quiescent:
+            return
         if self._leading is not None:
             if now >= self._leading.heartbeat_due_ms and not self._leading.on_tick():
                 self._become_follower(self.term, None, "lost contact with a quorum")
@@ -487,6 +495,8 @@ class Raft:
 
     def _on_receive(self, event: fx.Receive) -> None:
         message = event.message
+        if self.quiescent and not _lets_sleep(message):
+            self._rouse()
         if message.term != self.term and not self._admit(event.peer, message):
             return
         self._message_handlers[type(message)](event.peer, message)
@@ -606,6 +616,8 @@ class Raft:
         self._follow(peer)
         if self.membership.listed:  # else it may speak of what our lost disk acknowledged
             self._follow_commit(heartbeat.commit)
+        if heartbeat.quiesce and heartbeat.commit == self.commit_index == self.log.last_index:
+            self.quiescent = True
         self.send(peer, msg.HeartbeatResponse(self.group, self.term, heartbeat.context))
 
     def _on_snapshot_chunk(self, peer: str, chunk: msg.SnapshotChunk) -> None:
@@ -665,26 +677,54 @@ class Raft:
     # --- for the leader's half -------------------------------------------------------------
 
     def _on_propose(self, event: fx.Propose) -> None:
+        self._rouse()
         if self._leading is not None:
             self._leading.on_propose(event)
         else:
             self._out.append(fx.Refused(event.ref, "not_leader", self.leader))
 
     def _on_read(self, event: fx.Read) -> None:
+        self._rouse()
         if self._leading is not None:
             self._leading.on_read(event)
         else:
             self._out.append(fx.ReadFailed(event.ref, self.leader))
 
     def _on_transfer(self, event: fx.Transfer) -> None:
+        self._rouse()
         if self._leading is not None:
             self._leading.on_transfer(event)
 
     def _on_change_members(self, event: fx.ChangeMembers) -> None:
+        self._rouse()
         if self._leading is not None:
             self._leading.on_change_members(event)
         else:
             self._out.append(fx.ChangeRefused(event.ref, "not_leader", self.leader))
+
+    def _rouse(self) -> None:
+        """Something happens in a quiescent group: heartbeats and timers go on from here."""
+        if not self.quiescent:
+            return
+        self.quiescent = False
+        if self._leading is not None:
+            self._leading.rouse()
+            self._tick_due = True
+        else:
+            self._leader_contact_ms = self.now_ms  # its node was heard until now
+            self._restart_timer()
+
+    def _on_rouse(self, event: fx.Rouse) -> None:
+        if not self.quiescent:
+            return
+        self._rouse()
+        if self._leading is None:
+            settings = self.settings
+            self._leader_contact_ms = -NEVER_MS
+            # It has been silent for the shortest timeout already: the rest is drawn, so that the
+            # many groups of a dead node do not elect all at once.
+            span_ms = settings.election_max_ms - settings.election_min_ms
+            self._election_ms = self.now_ms + self._rng.randrange(1, span_ms + 1)
 
     def _on_backoff(self, event: fx.Backoff) -> None:
         if self.stands_for_election:
@@ -705,6 +745,8 @@ class Raft:
 
     def _on_link_changed(self, event: fx.LinkChanged) -> None:
         """Fail-over begins early when the leader's process breaks its link (EOF, RST)."""
+        if self._leading is not None or event.peer == self.leader:
+            self._rouse()
         if self._leading is not None:
             self._leading.on_link_changed(event)
         elif not event.up and event.peer == self.leader and self.role == FOLLOWER:
@@ -714,3 +756,9 @@ class Raft:
             self._leader_contact_ms = -NEVER_MS  # our own vote is no longer sticky to it
             wait_ms = self._rng.randrange(settings.link_lost_min_ms, settings.link_lost_max_ms + 1)
             self._election_ms = min(self._election_ms, self.now_ms + wait_ms)
+
+
+def _lets_sleep(message: msg.RaftMessage) -> bool:
+    """What a quiescent member may hear without waking."""
+    kind = type(message)
+    return kind is msg.HeartbeatResponse or (isinstance(message, msg.Heartbeat) and message.quiesce)

@@ -28,6 +28,9 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     link_lost_max_ms: int = 100
     promote_learners: bool = True
     """A leader makes a learner that has caught up a voter, by itself."""
+    quiesce_after: int = 0
+    """A leader lets its group rest after so many idle heartbeats in a row; 0: never. Whoever runs
+    the cores must then watch the nodes (effects.Rouse)."""
     max_inflight: int = limits.INFLIGHT_APPENDS_MAX
     max_inflight_bytes: int = limits.INFLIGHT_BYTES_MAX
     max_append_bytes: int = limits.APPEND_BYTES_MAX
