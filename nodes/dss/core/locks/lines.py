@@ -5,7 +5,7 @@ for, nobody behind it gets anything. So nobody starves: not a writer behind read
 share of a semaphore behind small ones, not a request for several locks. A waiter for several
 locks stands in all of their lines with one rank, and is granted all of them in the entry that
 brings it to the front of the last one: while it waits it holds nothing
-(docs/decisions/0005-several-locks-by-atomic-grant.md).
+(docs/decisions/0007-several-locks-by-atomic-grant.md).
 """
 
 from __future__ import annotations
