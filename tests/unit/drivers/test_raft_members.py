@@ -5,8 +5,8 @@ import shutil
 
 import msgspec
 import pytest
-from driver_world import until
-from lock_world import run, serves
+from driver_world import specs, until
+from lock_world import LockNode, run, serves
 
 from dss.base.errors import Conflict, DssError, Invalid, NotFound
 from dss.base.ids import LOCK_GROUP
@@ -178,5 +178,32 @@ def test_join_of_another_incarnation_or_from_no_lock_node__is_not_obeyed(tmp_pat
         answer = await first.links.call("lock-2", "found.join", msgspec.msgpack.encode("x"), 1_000)
         assert answer == msgspec.msgpack.encode((second.incarnation, True))
         assert not second.founded
+
+    run(tmp_path, scenario)
+
+
+def test_new_id__listed_everywhere_by_a_rolling_restart_then_added(tmp_path):
+    async def scenario(cluster, start, stop):
+        await founded(cluster, start)
+        # An id before all others: it would be the founder of a new cluster.
+        (extra,) = specs("lock-0")
+        nodes = [extra, *cluster[0].nodes]
+        fourth = LockNode("lock-0", nodes, tmp_path)
+        for node in cluster:
+            await stop(node)
+            node.__init__(node.name, nodes, tmp_path)
+            await start(node)
+            await until(lambda: all(map(serves, cluster)))
+        await start(fourth)
+        assert voters(cluster[0]) == ["lock-1", "lock-2", "lock-3"]
+        await until(lambda: "dss members replace" in (fourth.founding.readiness() or ""))
+        await until(lambda: all(node.links.peer("lock-0") for node in cluster))
+        await cluster[1].members_service.add("lock-0")
+        await voter_everywhere(fourth)
+        await until(lambda: fourth.founding.readiness() is None)
+        assert voters(fourth) == ["lock-0", "lock-1", "lock-2", "lock-3"]
+        await stop(fourth)
+        await start(fourth)
+        assert (await fourth.host.call(LOCK_GROUP, Add(1)))[0] == 200
 
     run(tmp_path, scenario)
