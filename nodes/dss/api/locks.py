@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from typing import Any, Final
 
 import msgspec
@@ -41,7 +40,6 @@ from dss.core.locks.commands import (
     VerifyToken,
     Write,
 )
-from dss.core.machine import Result
 from dss.drivers.locks import LockService, Waiting
 from dss.observe.logs import event
 
@@ -74,7 +72,7 @@ class _Handlers:
         answer = self._service.write(command, idempotency_key(request))
         if command.wait_ms <= HANG_UP_LOOK_S * 1_000:
             return result_response(*await answer)
-        future: asyncio.Future[Result] = asyncio.ensure_future(_awaited(answer))
+        future = asyncio.ensure_future(answer)
         while not future.done():
             await asyncio.wait((future,), timeout=HANG_UP_LOOK_S)
             if request.transport is None or request.transport.is_closing():
@@ -187,10 +185,6 @@ class _Handlers:
         except msgspec.ValidationError as error:
             raise Invalid(f"query: {error}") from error
         return await self._read(query)
-
-
-async def _awaited(answer: Awaitable[Result]) -> Result:
-    return await answer
 
 
 LIST_QUERY: Final = {

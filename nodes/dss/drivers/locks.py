@@ -127,6 +127,7 @@ class LockService:
             "timeouts": machine.timeouts,
             "expirations": machine.expirations,
             "deadlocks": machine.deadlocks,
+            "idempotency_keys": len(machine.keys),
         }
 
     def _machine(self) -> LockMachine | None:
@@ -386,6 +387,7 @@ def register_metrics(registry: Registry, service: LockService) -> None:
         ("dss_lock_sessions", "sessions", "Live sessions."),
         ("dss_lock_held", "held", "Holders of locks (a shared lock has several)."),
         ("dss_lock_locks", "locks", "Locks that somebody holds or waits for."),
+        ("dss_lock_idempotency_keys", "idempotency_keys", "Idempotency keys remembered."),
         ("dss_lock_waiting", "waiting", "Acquires waiting for a lock."),
     ):
         registry.gauge(name, text, figure(key))
