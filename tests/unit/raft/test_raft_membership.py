@@ -116,6 +116,20 @@ def test_follower_is_removed__it_hears_of_it_and_campaigns_no_more():
     assert cluster["n1"].raft.term == 1
 
 
+def test_removed_voter_whose_vote_is_still_needed__has_not_heard_of_it_yet():
+    """Of two voters one is removed, and the leader loses what it had not synced (seed 343)."""
+    cluster = led(2)
+    leader = cluster["n1"]
+    leader.auto_sync = False
+    assert cluster.change("n1", "n2", remove=True) == ""
+    cluster.settle()
+    assert cluster.voters("n2") == ["n1", "n2"]
+    leader.restart()
+    leader.auto_sync = True
+    assert cluster.await_leader(5_000).name in ("n1", "n2")
+    assert cluster.voters("n1") == ["n1", "n2"]
+
+
 def test_disruptive_server_4_2_3__asks_in_vain_and_deposes_nobody():
     """§4.2.3: disruptive servers."""
     cluster = led()

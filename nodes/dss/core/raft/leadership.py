@@ -323,6 +323,8 @@ class Leadership:
         Args:
             written: what this step appends to our own log: the usual request, ready made.
         """
+        if self._leaving and self._raft.commit_index >= self._raft.membership.index:
+            self._say_goodbye()
         if not self._send_dirty:
             return
         self._send_dirty = False
@@ -334,12 +336,17 @@ class Leadership:
                     self._pipeline(progress, shared, written)
             elif progress.state == PROBE and not progress.waiting:
                 self._probe(progress, shared, written)
+
+    def _say_goodbye(self) -> None:
+        """The last that removed members hear, if it arrives: that they were, and that for certain.
+
+        Not before it is committed: until then they may be needed. (Of two voters one is removed;
+        the leader dies before its own disk has that, and only the other one's log does.)
+        """
         leaving, self._leaving = self._leaving, []
         for progress in leaving:
-            # The last it hears: that it was removed. If that is lost, it asks for pre-votes in
-            # vain until somebody stops it.
-            if progress.state == REPLICATE and progress.next <= last_index:
-                self._pipeline(progress, shared, written)
+            if progress.state == REPLICATE and progress.next <= self._log.last_index:
+                self._pipeline(progress, {}, ())
 
     def _pipeline(self, progress: Progress, shared: Shared, written: tuple[Entry, ...]) -> None:
         settings, log = self._settings, self._log
