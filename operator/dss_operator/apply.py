@@ -1,9 +1,11 @@
 """Carries a plan out: server-side apply without force first, conflicts told apart from drift.
 
-A field that someone else changed is forced back once. Who takes it again within ten minutes means
-it: that is reported and left alone until the ten minutes are over or the field is let go. (Asked
-without force in each look: the API server's 409 changes nothing.) What must not live here: what is
-to be done (plan.py), what people are told (status.py, events.py).
+A field that someone else changed is forced back once, and what someone added is taken away once.
+Who does the same again within ten minutes means it: that is reported and left alone for as long as
+it is held. (Asked without force in each look: the API server's 409 changes nothing, and the look in
+which the field is let go succeeds.) What comes back from an apply is compared again: a webhook that
+rewrites it is reported, not fought. What must not live here: what is to be done (plan.py), what
+people are told (status.py, events.py).
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from typing import Final
 
 import msgspec
 
-from dss_operator.compare import differences, removal_patch
+from dss_operator.compare import Difference, differences, removal_patch
 from dss_operator.kube import ApiError, Kube
 from dss_operator.observe import api_of
 from dss_operator.plan import Action
 from dss_operator.state import CLUSTER_LABEL, FIELD_MANAGER, Key, Object, owner_uid
 
 CONFLICT_S: Final = 600.0
-"""How long a manager that took a field back is left alone."""
+"""Who does again within this time what was undone is left alone."""
+SOMEONE: Final = "another manager"
+"""Who added to an object: the API does not say it as plainly as for a conflict."""
 _MANAGER: Final = re.compile(r'conflict with "([^"]+)"')
 
 
@@ -48,6 +52,11 @@ class Outcome(msgspec.Struct, kw_only=True):
     refused: list[str] = msgspec.field(default_factory=list)
     """What the API server said no to, or what is in the way: a person has to look."""
 
+    def concerns(self, kind: str, name: str) -> bool:
+        """Whether something was done to this object, or has to wait for it."""
+        waits = any(why.startswith(f"{kind} {name}: ") for why in self.waiting)
+        return waits or any((each.kind, each.name) == (kind, name) for each in self.done)
+
     @property
     def unfinished(self) -> bool:
         """Whether another look right away may find more to do."""
@@ -55,21 +64,22 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 
 class Grudges:
-    """Which fields were forced back from whom, and when: the memory behind `CONFLICT_S`."""
+    """What was taken back from whom, and when last: the memory behind `CONFLICT_S`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._forced: dict[tuple[Key, str, str], float] = {}
+        self._at: dict[tuple[Key, str, str], float] = {}
 
-    def forced(self, key: Key, conflicts: Iterable[Conflict]) -> None:
+    def note(self, key: Key, conflicts: Iterable[Conflict]) -> None:
+        """Now: taken back, or found held again; the time begins anew."""
         for conflict in conflicts:
-            self._forced[key, conflict.manager, conflict.field] = self._clock()
+            self._at[key, conflict.manager, conflict.field] = self._clock()
 
-    def taken_again(self, key: Key, conflicts: Iterable[Conflict]) -> bool:
-        """Whether one of these was forced back already within the time."""
+    def again(self, key: Key, conflicts: Iterable[Conflict]) -> bool:
+        """Whether one of these was noted within the time."""
         oldest = self._clock() - CONFLICT_S
-        self._forced = {key: at for key, at in self._forced.items() if at > oldest}
-        return any((key, each.manager, each.field) in self._forced for each in conflicts)
+        self._at = {noted: at for noted, at in self._at.items() if at > oldest}
+        return any((key, each.manager, each.field) in self._at for each in conflicts)
 
 
 class Applier:
@@ -133,22 +143,41 @@ class Applier:
 
     async def _strip(self, action: Action, outcome: Outcome) -> None:
         """Applying takes away what the operator itself had declared before; what others added
-        takes a merge patch."""
-        live = await self._apply(action, outcome)
-        extras = [each for each in differences(action.obj, live or action.obj) if each.extra]
-        if live is None or not extras:
+        takes a merge patch, once."""
+        key = (action.kind, action.name)
+        added = [
+            Conflict(kind=action.kind, name=action.name, manager=SOMEONE, field=field)
+            for field in action.extras
+        ]
+        if self._grudges.again(key, added):
+            self._grudges.note(key, added)
+            outcome.conflicts.extend(added)
             return
+        live = await self._apply(action, outcome, told=False)
+        if live is None:
+            return
+        extras = [each for each in differences(action.obj, live) if each.extra]
+        if extras:
+            self._grudges.note(key, added)
+            live = await self._take_away(action, live, extras)
+        self._note_done(action, live, outcome)
+
+    async def _take_away(
+        self, action: Action, live: Object, extras: Sequence[Difference]
+    ) -> Object | None:
+        """The live object then; None: it was changed meanwhile, the next look sees to it."""
         patch = removal_patch(action.obj, extras)
         version = {"resourceVersion": live["metadata"]["resourceVersion"]}
         patch["metadata"] = patch.get("metadata", {}) | version
+        namespace = live["metadata"]["namespace"]
         try:
-            namespace = live["metadata"]["namespace"]
-            await self._kube.merge(api_of(action.kind), namespace, action.name, patch)
+            return await self._kube.merge(api_of(action.kind), namespace, action.name, patch)
         except ApiError as error:
-            if error.status != HTTPStatus.CONFLICT:  # changed since it was read: next look
+            if error.status != HTTPStatus.CONFLICT:
                 raise
+            return None
 
-    async def _apply(self, action: Action, outcome: Outcome) -> Object | None:
+    async def _apply(self, action: Action, outcome: Outcome, *, told: bool = True) -> Object | None:
         """The live object then; None: others hold on to a field."""
         api, key = api_of(action.kind), (action.kind, action.name)
         try:
@@ -158,13 +187,29 @@ class Applier:
             if not conflicts:
                 raise
             others = [each for each in conflicts if each.manager != FIELD_MANAGER]
-            if self._grudges.taken_again(key, others):
+            held = self._grudges.again(key, others)
+            self._grudges.note(key, others)
+            if held:
                 outcome.conflicts.extend(others)
                 return None
-            self._grudges.forced(key, others)
             live = await self._kube.apply(api, action.obj, force=True)
-        outcome.done.append(action)
+        if told:
+            self._note_done(action, live, outcome)
         return live
+
+    def _note_done(self, action: Action, live: Object | None, outcome: Outcome) -> None:
+        """Done, unless what came back is not what was sent: then doing it again is no cure. (Items
+        that others added are the next look's matter.)"""
+        left = differences(action.obj, live) if live is not None else []
+        changed = [str(each) for each in left if action.verb == "strip" or not each.extra]
+        if changed:
+            fields = ", ".join(changed[:5])
+            outcome.refused.append(
+                f"{action.kind} {action.name}: an admission webhook or the API server changes "
+                f"{fields} of what is applied"
+            )
+        else:
+            outcome.done.append(action)
 
 
 def in_the_way(there: Object, uid: str) -> str:

@@ -42,7 +42,7 @@ from dss_operator.state import (
     Resource,
     owner_uid,
 )
-from dss_operator.status import Facts, compute, transitions
+from dss_operator.status import Facts, compute, ever_ready, transitions
 from dss_operator.told import events_of
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,8 @@ class Cluster:
         self._rounds = Rounds(deps.nodes, deps.clock)
         self._reporter = Reporter(deps.kube, deps.clock)
         self._followed: tuple[Any, ...] = ()
+        self._met = False
+        self._observed_at = float("-inf")
 
     def wake(self) -> None:
         self._wake.set()
@@ -203,6 +205,7 @@ class Cluster:
         if resource.deleting:
             return True
         self._observed = observed = await deps.observer.observe(self.namespace, self.name)
+        self._observed_at = deps.clock()
         self._remember_secrets(observed)
         self._outcome = Outcome()
         if resource.spec is not None and not resource.paused:
@@ -304,7 +307,8 @@ class Cluster:
 
     async def _ask(self, observed: Observed) -> None:
         locks = await self._rounds.ask(self.name, observed, self._token)
-        if locks and self._resource is not None:
+        self._met = self._met or any(answer.body is not None for answer in locks.values())
+        if self._resource is not None and (self._met or ever_ready(self._resource)):
             now_ms = round(self._deps.clock() * 1_000)
             policy = policy_of(self._resource.spec)
             self._remedy.observe(locks, policy, now_ms, volatile_members(observed))
@@ -319,9 +323,11 @@ class Cluster:
         """Why no member may be touched now."""
         if resource.paused:
             return "spec.paused is true"
-        if self._outcome.unfinished or self.failures:
-            return "the last reconciliation is not finished"
-        if rolling(observed, f"{self.name}-lock"):
+        age_s = self._deps.clock() - self._observed_at
+        if age_s > 2 * self._deps.settings.tick_s:
+            return "the API server has not told of the pods for a while"
+        locks = f"{self.name}-lock"
+        if self._outcome.concerns("StatefulSet", locks) or rolling(observed, locks):
             return "the lock nodes are being rolled out"
         ending = [
             member

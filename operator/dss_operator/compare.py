@@ -8,6 +8,7 @@ it counts too, as `Extra`. What must not live here: what is done about it (plan.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -135,7 +136,7 @@ def _item_key(declared: list[Any], live: list[Any]) -> str | None:
     return None
 
 
-def removal_patch(declared: dict[str, Any], extras: list[Difference]) -> dict[str, Any]:
+def removal_patch(declared: dict[str, Any], extras: Sequence[Difference]) -> dict[str, Any]:
     """A JSON merge patch that takes the extras away: null for a map's key, the whole declared list
     for a list's item (a merge patch knows no items)."""
     patch: dict[str, Any] = {}

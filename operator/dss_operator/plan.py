@@ -55,6 +55,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     """Of the live object, for recreate and prune."""
     why: str = ""
     """The fields that differ, or what is waited for."""
+    extras: tuple[str, ...] = ()
+    """Of strip: what others added."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +174,8 @@ def _plan_object(obj: Object, observed: Observed, uid: str) -> Action | None:
     missing = [difference for difference in found if not difference.extra]
     if missing:
         return Action(verb="apply", kind=kind, name=name, obj=obj, why=_fields(missing))
-    return Action(verb="strip", kind=kind, name=name, obj=obj, why=_fields(found))
+    extras = tuple(str(difference) for difference in found)
+    return Action(verb="strip", kind=kind, name=name, obj=obj, why=_fields(found), extras=extras)
 
 
 def _ending(live: Object) -> bool:

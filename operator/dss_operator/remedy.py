@@ -158,16 +158,20 @@ class Remedy:
         if action.kind == "none":
             self._note_idle(action)
             return action
-        self._count(action.kind, action.reason)
+        touches = action.kind in ("backoff", "restart") and not action.dry_run
+        reached = target(action.member) if touches else None
+        if touches and reached is None:
+            return Action(kind="none", reason="Unreachable", message=f"{action.member} is away")
         before, self.record = self.record, self.record.begin(action, now)
         try:
             await self._store(self.record)
         except Exception:
             self.record = before  # nothing was done: the rung is still to be taken
             raise
+        self._count(action.kind, action.reason)
         await self._tell([_event(action)])
-        if action.kind in ("backoff", "restart") and not action.dry_run:
-            outcome = await self._carry_out(action, target(action.member))
+        if reached is not None:
+            outcome = await self._carry_out(action, reached)
             self.record = self.record.ended(outcome)
             await self._store(self.record)
             if outcome != "done":
@@ -182,10 +186,8 @@ class Remedy:
             self._count("none", action.reason)
             log.info("%s: nothing to do: %s: %s", self._cluster, action.reason, action.message)
 
-    async def _carry_out(self, action: Action, target: Target | None) -> str:
+    async def _carry_out(self, action: Action, target: Target) -> str:
         """What came of it: `done`, or why not."""
-        if target is None:
-            return "the member has no pod that can be reached"
         if action.kind == "backoff":
             return await self._back_off(action, target)
         try:

@@ -27,7 +27,7 @@ class Rounds:
         self.answers: dict[str, Answered] = {}
 
     async def ask(self, cluster: str, observed: Observed, token: str) -> dict[str, Answered]:
-        """The lock members' answers; none while no lock pod has an address."""
+        """The lock members' answers or silences; none while there is no StatefulSet."""
         found = {name: each for name, each in self.answers.items() if name.startswith("queue-")}
         if self._clock() >= self._queues_at + QUEUES_S:
             found = await self._ask_role(cluster, "queue", observed, token)
@@ -42,8 +42,6 @@ class Rounds:
         pods = pods_by_member(observed)
         replicas = replicas_of(observed, f"{cluster}-{role}")
         members = [f"{role}-{ordinal}" for ordinal in range(1, replicas + 1)]
-        if not any((pods.get(each, {}).get("status") or {}).get("podIP") for each in members):
-            return {}
         at_ms = round(self._clock() * 1_000)
         answers = await ask_all(self._nodes, pods, members, token, at_ms)
         return {answer.member: answer for answer in answers}

@@ -149,7 +149,7 @@ def _ready(facts: Facts, roles: Mapping[str, RoleView]) -> Verdict:
     )
     if problem is None:
         return Verdict("True", "Serving", f"locks, queues and cache are served ({counts})")
-    if not _ever_ready(facts.resource):
+    if not ever_ready(facts.resource):
         message = f"the cluster is being made: {problem.message} ({counts})"
         return Verdict("False", "Forming", message)
     return msgspec.structs.replace(problem, message=f"{problem.message} ({counts})")
@@ -246,7 +246,7 @@ def _degraded(facts: Facts, roles: Mapping[str, RoleView], *, moving: bool) -> V
     if moving:
         return Verdict("False", "RollingOut", "members come and go as planned")
     missing = [member for view in roles.values() for member in view.missing]
-    if missing and _ever_ready(facts.resource):
+    if missing and ever_ready(facts.resource):
         return Verdict("True", "MembersNotReady", f"not ready: {_some(missing)}")
     behind = [
         member["id"]
@@ -359,7 +359,7 @@ def _is(resource: Resource, kind: str, status: State, *, default: bool = False) 
     return default if was is None else was["status"] == status
 
 
-def _ever_ready(resource: Resource) -> bool:
+def ever_ready(resource: Resource) -> bool:
     """Whether it served before: then a missing member is a loss, not a beginning."""
     return _ever_true(resource, "Ready")
 

@@ -149,6 +149,59 @@ def test_unreachable_member__uncertain_and_nothing_is_done() -> None:
     run(scenario())
 
 
+def test_all_lock_pods_go_away_while_stuck__uncertain_and_no_rung_is_burnt() -> None:
+    async def scenario() -> None:
+        lab = await _formed()
+        _stuck(lab)
+        await _watch(lab, 120, until="RemediationBackoff")
+        rows = len(_history(lab))
+        for name in ("demo-lock-1", "demo-lock-2", "demo-lock-3"):
+            lab.api.remove("pods", name)
+        await lab.tick(0)
+        for _ in range(12):
+            await lab.sample()
+            await lab.tick(0)
+        assert [row for row in _history(lab)[rows:] if row[0] == "restart"] == []
+        assert lab.condition("ElectionStuck")[0] == "Unknown"
+        count = lab.metrics.registry.get_sample_value
+        labels = {"namespace": "ns", "cluster": "demo"}
+        assert count("dss_operator_election_stuck", labels) == 0
+
+    run(scenario())
+
+
+def test_candidates_pod_just_gone__no_row_for_what_cannot_be_done() -> None:
+    async def scenario() -> None:
+        lab = await _formed()
+        _stuck(lab)
+        await _watch(lab, 120, until="RemediationBackoff")
+        lab.cluster._target = lambda member: None  # type: ignore[method-assign]
+        rows = _history(lab)
+        await _watch(lab, 60)
+        assert _history(lab) == rows
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("plural", ["networkpolicies", "services"])
+def test_other_object_hangs_on_a_finalizer__remediation_goes_on(plural: str) -> None:
+    async def scenario() -> None:
+        lab = await _formed()
+
+        def hang(obj: dict[str, Any]) -> None:
+            obj["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+        name = {"networkpolicies": "demo-prometheus", "services": "demo-cache"}[plural]
+        lab.api.edit(plural, name, hang)
+        await lab.tick()
+        assert lab.condition("Progressing") == ("True", "Waiting")
+        _stuck(lab)
+        await _watch(lab, 120, until="RemediationBackoff")
+        assert len(lab.nodes.posts) == 1
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("mode", ["DryRun", "Off"])
 def test_not_enforced__no_member_is_touched(mode: str) -> None:
     async def scenario() -> None:

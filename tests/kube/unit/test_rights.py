@@ -43,6 +43,7 @@ async def _split_vote(lab: Lab) -> None:
         for _ in range(40):
             lab.nodes.term += 2
             await lab.sample()
+            await lab.tick(0)
             if lab.nodes.posts and not ready:
                 lab.api.run_sets(ready=lambda pod: not pod.startswith("demo-lock"))
                 await lab.tick(0)
