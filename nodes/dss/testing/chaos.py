@@ -33,7 +33,7 @@ class Chaos:
         self._rng = sim.world.rng("chaos")
         self._was_calm = False
         self._kinds = list(sim.plan.kinds)
-        if "partition" in self._kinds:
+        if {"partition", "slow_link"} & set(self._kinds):
             self._kinds.append("heal")
         if "locks" not in sim.plan.workloads:
             self._kinds = [kind for kind in self._kinds if not kind.startswith("client_")]
@@ -194,7 +194,7 @@ class Chaos:
 
     def _clock_jump(self) -> None:
         node = self._pick()
-        node.jump(self._rng.choice([50.0, 1_000.0, 60_000.0]))
+        node.jump(self._rng.choice([50.0, 1_000.0, 20_000.0]))
 
     # --- net ---
 
@@ -232,6 +232,23 @@ class Chaos:
             if rng.random() < 0.5:
                 self._link(nodes[a], b, up=False)
                 self._link(nodes[b], a, up=False)
+
+    def _slow_link(self) -> None:
+        """All that reaches a node is old; then nobody hears it any more, but it does not know."""
+        net, others = self.sim.net, list(self.sim.nodes)
+        victim = self._pick().node_id
+        others.remove(victim)
+        by_ms = self._rng.uniform(100.0, 2_000.0)
+        for other in others:
+            net.slow(other, victim, by_ms)
+
+        def cut() -> None:
+            if self.breaking:
+                for other in others:
+                    net.cut(victim, other)
+
+        self.sim.world.after(by_ms, cut)
+        self.sim.world.after(3 * by_ms, net.heal)
 
     def _heal(self) -> None:
         self.sim.net.heal()

@@ -172,6 +172,8 @@ class LockClient:
         answer: Answer = UNANSWERED
         for _ in range(REPEATS_MAX):
             answer = yield call
+            if answer[0] == 504 and self.rng.random() < 0.5:
+                self.contact = self.rng.choice(list(self.load.sim.nodes))
             if answer[0] != 503:
                 return answer
             leader = answer[1].get("leader")
@@ -215,7 +217,7 @@ class LockClient:
         while not session.over:
             yield self.rng.expovariate(1.0) * self.load.sim.plan.think_ms
             node = self.rng.choice(list(self.load.sim.nodes))
-            yield Call(GetLock(self.load.a_name(self.rng)), node=node)
+            yield Call(GetLock(self.load.a_name(self.rng)), timeout_ms=5_000.0, node=node)
 
     def _use(self, session: ClientSession, owner: str) -> Part:
         """Acquire, hold, perhaps once more, release; what came of it may be unknown."""

@@ -110,7 +110,7 @@ class LockWorkload:
     def probe(self, node: SimNode) -> None:
         ident = f"{self.sim.world.seed:08x}{self.next_number():024x}"
         command = SessionCreate(self.sim.plan.ttl_ms, "", ident)
-        node.guard(lambda: node.propose(self.gid, self.next_number(), command, self))
+        node.at_once(lambda: node.propose(self.gid, self.next_number(), command, self))
 
     def answer(self, request_id: int, status: int, body: Any) -> None:
         """Of `burst` and `probe`: implements drivers.ports.Sink."""

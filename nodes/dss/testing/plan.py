@@ -17,6 +17,7 @@ from dss.testing.world import NetFaults
 KINDS: Final = (
     "crash",
     "partition",
+    "slow_link",
     "pause",
     "disk_error",
     "disk_full",
@@ -68,13 +69,16 @@ class Plan:
         self.kills_new_leaders = rng.choice([0.0, 0.0, 0.3])
         """How often a node that has just won an election dies within a few round trips."""
         self.proposal_every_ms = rng.choice([5.0, 10.0, 50.0])
-        self.reads = rng.random() < 0.5
+        self.reads = rng.random() < 0.8
         self.clients = rng.randint(2, 5)
         self.lock_names = rng.choice([1, 2, 5])
         self.ttl_ms = rng.choice([300, 1_000, 3_000])
         self.think_ms = rng.choice([20.0, 80.0, 300.0])
-        if rng.random() < 0.12:
+        dice = rng.random()
+        if dice < 0.12:
             self._duel(rng)
+        elif dice < 0.18:
+            self._lag()
 
     def _duel(self, rng: random.Random) -> None:
         """Leaders follow each other faster than entries get to a majority (Raft fig. 8)."""
@@ -94,8 +98,24 @@ class Plan:
         self.fault_every_ms = rng.choice([300.0, 600.0])
         self.down_ms_max = 300.0
         self.aims_at_leader = 0.9
-        self.kills_new_leaders = 0.6
+        self.kills_new_leaders = 0.9
         self.snapshot_every_entries = 100_000
+
+    def _lag(self) -> None:
+        """Leaders that live in the past: what they hear is old, and nobody hears them."""
+        self.nodes = 3
+        self.workloads = ("tally",)
+        self.settings = msgspec.structs.replace(
+            self.settings, election_min_ms=150, election_max_ms=450
+        )
+        self.kinds = ("slow_link",)
+        self.calms = False
+        self.reads = True
+        self.sync_ms = 0.3
+        self.net.delay_ms_mean = 0.2
+        self.proposal_every_ms = 5.0
+        self.fault_every_ms = 1_500.0
+        self.aims_at_leader = 0.9
 
     @property
     def lengths_hold(self) -> bool:

@@ -304,7 +304,9 @@ class SimNode:
         self.at_once(handle)
 
     def at_once(self, action: Callable[[], None]) -> None:
-        """Now, or when the pause ends."""
+        """Now, or when the pause ends; never when it is down."""
+        if not self.alive:
+            return
         if self.paused:
             self._held.append(action)
         else:

@@ -68,9 +68,9 @@ class TallyWorkload:
         leaders = sim.leaders(self.gid)
         nodes = leaders if leaders and rng.random() < 0.9 else list(sim.nodes.values())
         node = rng.choice(nodes)
-        if not node.alive or node.paused:
+        if not node.alive:
             return
-        if sim.plan.reads and rng.random() < 0.2:
+        if sim.plan.reads and rng.random() < 0.3:
             self._read(node)
         else:
             self._propose(node)
@@ -78,7 +78,7 @@ class TallyWorkload:
     def _propose(self, node: SimNode) -> None:
         self._proposed += 1
         command = Add(self._proposed, b"x" * self._rng.choice([0, 10, 200, 2_000]))
-        node.guard(lambda: node.propose(self.gid, command.ident, command, self))
+        node.at_once(lambda: node.propose(self.gid, command.ident, command, self))
 
     def answer(self, request_id: int, status: int, body: Any) -> None:
         """Implements drivers.ports.Sink."""
@@ -105,7 +105,7 @@ class TallyWorkload:
                     break
                 assert ident in present, f"a read on {node.node_id} does not see {ident}"
 
-        node.guard(lambda: node.read(self.gid, done))
+        node.at_once(lambda: node.read(self.gid, done))
 
     def burst(self, node: SimNode) -> None:
         for _ in range(self._rng.randint(1, 5)):

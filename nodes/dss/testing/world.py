@@ -4,8 +4,8 @@ Everything random comes from one seed, so the same seed gives the same trace has
 it (`raftsim.py`) are the real cores, the real engine and the real WAL over a simulated disk.
 
 The fault model of the net: a message is lost, delayed, reordered (by unequal delays), doubled,
-replayed long after, or cut off by a one-way, full or partial partition; a link that is cut says so
-to both ends after a while, as TCP would.
+replayed long after, held up by a slow link, or cut off by a one-way, full or partial partition; a
+link that is cut says so to both ends after a while, as TCP would.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Net:
         self._rng = world.rng("net")
         self.faults = faults
         self._cut: dict[tuple[str, str], None] = {}
+        self._slow: dict[tuple[str, str], float] = {}
         self._old: list[tuple[str, str, Any]] = []
         self.sent = self.lost = self.doubled = self.delivered = self.replayed = 0
 
@@ -91,6 +92,8 @@ class Net:
             delay = faults.delay_ms_min + rng.expovariate(1.0) * faults.delay_ms_mean
             if rng.random() < faults.clog:
                 delay += rng.uniform(0.0, faults.clog_ms)
+            if self._slow:
+                delay += self._slow.get((sender, receiver), 0.0)
             self._world.after(delay, lambda: self._arrive(sender, receiver, payload))
         if faults.replay:
             self._replay(sender, receiver, payload)
@@ -119,8 +122,13 @@ class Net:
         """One way only; call twice for both."""
         self._cut[(sender, receiver)] = None
 
+    def slow(self, sender: str, receiver: str, by_ms: float) -> None:
+        """One way only: what is sent from now on arrives later."""
+        self._slow[(sender, receiver)] = by_ms
+
     def heal(self) -> None:
         self._cut.clear()
+        self._slow.clear()
 
     def is_cut(self, one: str, other: str) -> bool:
         return (one, other) in self._cut or (other, one) in self._cut
