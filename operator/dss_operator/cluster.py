@@ -13,6 +13,7 @@ import random
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -49,8 +50,8 @@ log = logging.getLogger(__name__)
 
 DEBOUNCE_S: Final = 0.3
 """Events come in swarms: a StatefulSet changes its status with each of its pods."""
-SPACING_S: Final = 1.0
-"""The shortest time between two ticks of one cluster."""
+SPACING_S: Final = 2.0
+"""The shortest time between two ticks of one cluster, whatever wakes it: sixteen reads each."""
 UNFINISHED_S: Final = 2.0
 """After a tick that changed something: look whether that was all."""
 FAILED_FIRST_S: Final = 1.0
@@ -81,10 +82,14 @@ class Cluster:
         self._deps = deps
         self.namespace = namespace
         self.name = name
+        self._key = (namespace, name)
         self._wake = asyncio.Event()
         self._uid = ""
+        self.meaning: object = None
+        """Of the newest event that woke it."""
         self.failures = 0
         self.next_tick = 0.0
+        self._ticked_at = float("-inf")
         self._next_sample = 0.0
         self._forget()
 
@@ -132,7 +137,8 @@ class Cluster:
         if await self._woken(min(self.next_tick, self._next_sample) - clock()):
             await asyncio.sleep(DEBOUNCE_S)
             self._wake.clear()
-            self.next_tick = min(self.next_tick, clock())
+            if not self.failures:  # a back-off is for the API server's sake
+                self.next_tick = min(self.next_tick, self._ticked_at + SPACING_S)
         if clock() >= self.next_tick:
             async with self._deps.gate:
                 if not await self.tick():
@@ -154,14 +160,16 @@ class Cluster:
     async def tick(self) -> bool:
         """One look, whatever comes of it; False: the resource is gone."""
         deps, began = self._deps, self._deps.clock()
+        self._ticked_at = began
         result = "ok"
         try:
             alive = await self._reconcile()
         except NotHolder:
             alive, result = True, "not-holder"
         except ApiError as error:
-            alive, result = True, "api-error"
-            log.warning("%s/%s: %s", self.namespace, self.name, error)
+            changed = error.status == HTTPStatus.CONFLICT
+            alive, result = True, "changed" if changed else "api-error"
+            log.log(logging.INFO if changed else logging.WARNING, "%s/%s: %s", *self._key, error)
         except Exception:
             alive, result = True, "defect"
             log.exception("%s/%s: a tick failed", self.namespace, self.name)
@@ -200,7 +208,7 @@ class Cluster:
             self._forget()
             self._remedy.load(resource.status)
         elif self._reporter.overwritten(resource):
-            self._remedy.load(resource.status)
+            self._remedy.load(resource.status, keep=True)
         self._resource = resource
         if resource.deleting:
             return True
@@ -296,8 +304,9 @@ class Cluster:
         except NotHolder:
             return
         except ApiError as error:
-            log.warning("%s/%s: %s", self.namespace, self.name, error)
-            self.next_tick = min(self.next_tick, self._tick_after())
+            if error.status != HTTPStatus.CONFLICT:
+                log.warning("%s/%s: %s", self.namespace, self.name, error)
+            self.next_tick = self._deps.clock()  # read again: it was changed, or worse
         except Exception:
             log.exception("%s/%s: sampling failed", self.namespace, self.name)
 
@@ -365,7 +374,7 @@ class Cluster:
         kept = await self._reporter.write(resource, status, at_once=at_once)
         if kept is None:
             return
-        self._resource = msgspec.structs.replace(resource, status=kept)
+        self._resource = kept
         await self._recorder.tell(resource, transitions(resource.status, status))
 
     def _compute(self, resource: Resource) -> dict[str, Any]:

@@ -69,28 +69,17 @@ def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
-_seen: dict[str, tuple[Any, ...]] = {}
-"""uid -> what of a DSSCluster wakes its task; a change of its status does not."""
-
-
 @kopf.on.event(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]
 async def cluster_changed(
     event: dict[str, Any], meta: dict[str, Any], namespace: str | None, name: str | None, **_: Any
 ) -> None:
     if _Process.runtime is None or namespace is None or name is None:
         return
-    uid = meta.get("uid", "")
-    if event["type"] == "DELETED":
-        _seen.pop(uid, None)
-    else:
-        now = (
-            meta.get("generation"), dict(meta.get("annotations") or {}),
-            meta.get("deletionTimestamp"),
-        )  # fmt: skip
-        if _seen.get(uid) == now:
-            return
-        _seen[uid] = now
-    _Process.runtime.wake(namespace, name)
+    meaning = (
+        event["type"] == "DELETED", meta.get("uid"), meta.get("generation"),
+        dict(meta.get("annotations") or {}), meta.get("deletionTimestamp"),
+    )  # fmt: skip
+    _Process.runtime.changed(namespace, name, meaning)
 
 
 @kopf.on.event("apps", "v1", "statefulsets", labels={CLUSTER_LABEL: kopf.PRESENT})  # type: ignore[arg-type]

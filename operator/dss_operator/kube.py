@@ -101,7 +101,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 class Transport(Protocol):
     async def send(
-        self, method: str, path: str, headers: dict[str, str], body: Object | None
+        self, method: str, path: str, headers: dict[str, str], body: Object | None, timeout_s: float
     ) -> Answer: ...
 
     async def close(self) -> None: ...
@@ -114,11 +114,11 @@ class ClientTransport:
         self._client = client
 
     async def send(
-        self, method: str, path: str, headers: dict[str, str], body: Object | None
+        self, method: str, path: str, headers: dict[str, str], body: Object | None, timeout_s: float
     ) -> Answer:
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._client.configuration.host + path
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         response = await self._client.rest_client.request(
             method, url, headers=headers, body=body, _request_timeout=timeout
         )
@@ -149,7 +149,8 @@ class Kube:
     """The verbs that the operator uses.
 
     Args:
-        may_write: asked before every write but the Lease's own.
+        write_s: asked before every write but the Lease's own: for how many seconds the Lease is
+            held still. A write is given up after them, so none of ours is on its way later.
         on_call: told (verb, plural, status) after every attempt.
         exit_at_call: see Settings.
     """
@@ -158,12 +159,12 @@ class Kube:
         self,
         transport: Transport,
         *,
-        may_write: Callable[[], bool] = lambda: True,
+        write_s: Callable[[], float] = lambda: float("inf"),
         on_call: Callable[[str, str, int], None] = lambda verb, plural, status: None,
         exit_at_call: int = 0,
         sleep: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
-        self.may_write = may_write
+        self.write_s = write_s
         self.on_call = on_call
         self.calls = 0
         self._transport = transport
@@ -294,10 +295,13 @@ class Kube:
         method = _METHODS[verb]
         url = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(RETRIES_MAX + 1):
-            if method != "GET" and api != LEASES and not self.may_write():
-                raise NotHolder(f"{verb} {path}")
+            timeout_s = REQUEST_TIMEOUT_S
+            if method != "GET" and api != LEASES:
+                timeout_s = min(timeout_s, self.write_s())
+                if timeout_s <= 0:
+                    raise NotHolder(f"{verb} {path}")
             try:
-                return await self._attempt(verb, api, method, url, body, content_type)
+                return await self._attempt(verb, api, method, url, body, content_type, timeout_s)
             except ApiError as error:
                 if not retry or not error.transient or attempt == RETRIES_MAX:
                     raise
@@ -307,14 +311,21 @@ class Kube:
         raise AssertionError("the loop ends by return or raise")
 
     async def _attempt(
-        self, verb: str, api: Api, method: str, url: str, body: Object | None, content_type: str
+        self,
+        verb: str,
+        api: Api,
+        method: str,
+        url: str,
+        body: Object | None,
+        content_type: str,
+        timeout_s: float,
     ) -> Object:
         self.calls += 1
         number = self.calls
         self._maybe_exit(2 * number - 1)
         headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
-            answer = await self._transport.send(method, url, headers, body)
+            answer = await self._transport.send(method, url, headers, body, timeout_s)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.on_call(verb, api.plural, 0)
             text = str(error) or type(error).__name__

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 RENEWALS: Final = 3
 """Renewals in one Lease time."""
 SAFETY: Final = 0.8
-"""The part of the Lease time after which an unrenewed holder stops: the rest covers a write that
-is already on its way."""
+"""The part of the Lease time after which an unrenewed holder stops and has given up every write;
+the rest covers one that left just before and that the API server has not carried out yet."""
 
 
 class Leadership:
@@ -57,7 +57,12 @@ class Leadership:
 
     @property
     def held(self) -> bool:
-        return self._clock() < self._held_until
+        return self.left_s > 0
+
+    @property
+    def left_s(self) -> float:
+        """For how long writes may be under way still; at most 0: it is not held."""
+        return self._held_until - self._clock()
 
     async def wait(self) -> None:
         """Until it is held."""
@@ -81,6 +86,8 @@ class Leadership:
             await self.try_once()
         except ApiError as error:
             log.warning("lease %s/%s: %s", self._namespace, self._name, error)
+        except Exception:  # a token that cannot be read, an answer that is no Lease: tried again
+            log.exception("lease %s/%s", self._namespace, self._name)
 
     async def try_once(self) -> bool:
         """One attempt to take or renew it; whether it is held now."""

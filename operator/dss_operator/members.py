@@ -14,7 +14,7 @@ from dss.base.ids import LOCK_GROUP
 from dss.remediation import Diagnosis
 from dss.topology.model import ROLES
 from dss_operator.sampling import Answered, member_of
-from dss_operator.state import Object, Observed, Resource
+from dss_operator.state import CLUSTER_LABEL, Object, Observed, Resource, owner_uid
 
 LAG_MAX: Final = 1_000
 """Log entries that a member may be behind the highest commit index and still count as caught up:
@@ -59,7 +59,8 @@ def slim(observed: Observed) -> Observed:
     }
     owned = {}
     for key, obj in observed.owned.items():
-        owned[key] = {"metadata": {"generation": obj["metadata"].get("generation", 0)}}
+        meta = obj["metadata"]
+        owned[key] = {"metadata": {"uid": meta["uid"], "generation": meta.get("generation", 0)}}
         if key[0] == "StatefulSet":
             owned[key]["spec"] = {"replicas": obj["spec"].get("replicas", 1)}
             owned[key]["status"] = obj.get("status") or {}
@@ -67,8 +68,18 @@ def slim(observed: Observed) -> Observed:
 
 
 def pods_by_member(observed: Observed) -> dict[str, Object]:
-    """member id -> its pod."""
-    return {member: pod for pod in observed.pods.values() if (member := member_of(pod)[1])}
+    """member id -> its pod: of the right name, and made by the StatefulSet that is there. Whoever
+    only carries the labels gets no token and is never evicted."""
+    found = {}
+    for name, pod in observed.pods.items():
+        role, member = member_of(pod)
+        cluster = (pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL, "")
+        live = observed.owned.get(("StatefulSet", f"{cluster}-{role}"))
+        if not member or live is None or name != f"{cluster}-{member}":
+            continue
+        if owner_uid(pod) == live["metadata"]["uid"]:
+            found[member] = pod
+    return found
 
 
 def pod_ready(pod: Object | None) -> bool:

@@ -105,10 +105,15 @@ class Remedy:
         self.fault = ""
         self.diagnoses: list[Diagnosis] = []
 
-    def load(self, status: Mapping[str, Any]) -> None:
-        """The record that an earlier process left."""
+    def load(self, status: Mapping[str, Any], *, keep: bool = False) -> None:
+        """The record that an earlier process, or another one meanwhile, left.
+
+        Args:
+            keep: rows that this process knows are not forgotten for it.
+        """
         try:
-            self.record = Record.from_status(status.get("remediation"))
+            found = Record.from_status(status.get("remediation"))
+            self.record = found.merged(self.record) if keep else found
             self.fault = ""
         except ValueError as error:
             self.fault = str(error)

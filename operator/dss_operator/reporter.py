@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from dss_operator.kube import CLUSTERS, Kube
 from dss_operator.state import Resource
 
@@ -36,8 +38,9 @@ class Reporter:
 
     async def write(
         self, resource: Resource, status: dict[str, Any], *, at_once: bool
-    ) -> dict[str, Any] | None:
-        """The status as the API server keeps it; None: nothing was to be written, or not yet.
+    ) -> Resource | None:
+        """The resource with the status as the API server keeps it; None: nothing was to be
+        written, or not yet. Raises ApiError 409 when the resource was changed since it was read.
 
         Args:
             at_once: must be stored now, or ApiError, NotHolder is raised.
@@ -56,10 +59,16 @@ class Reporter:
             "kind": CLUSTERS.kind,
             "metadata": {
                 "name": resource.name, "namespace": resource.namespace, "uid": resource.uid,
+                # A write of a former holder of the Lease, late on its way, must find it changed.
+                "resourceVersion": resource.resource_version,
             },
             "status": status,
         }  # fmt: skip
         answer = await self._kube.apply_status(body)
         self._written, self._written_at = status, now
         self._returned = answer.get("status") or {}
-        return self._returned
+        return msgspec.structs.replace(
+            resource,
+            status=self._returned,
+            resource_version=answer["metadata"].get("resourceVersion", ""),
+        )

@@ -40,7 +40,7 @@ class Runtime:
         self.metrics = Metrics()
         self.kube = Kube(
             transport,
-            may_write=lambda: self.leadership.held,
+            write_s=lambda: self.leadership.left_s,
             on_call=self.metrics.on_call,
             exit_at_call=settings.exit_at_call,
         )
@@ -91,6 +91,15 @@ class Runtime:
             start_http_server(self.settings.metrics_port, registry=self.metrics.registry)
         self.metrics.holder.set_function(lambda: float(self.leadership.held))
         self._lease_task = asyncio.create_task(self.leadership.run(), name="lease")
+
+    def changed(self, namespace: str, name: str, meaning: object) -> None:
+        """A DSSCluster's event. One whose `meaning` its task has seen (a change of the status
+        alone) wakes nothing."""
+        cluster = self._clusters.get((namespace, name))
+        if cluster is not None and cluster.meaning == meaning:
+            return
+        self.wake(namespace, name)
+        self._clusters[namespace, name].meaning = meaning
 
     def wake(self, namespace: str, name: str, *, known_only: bool = False) -> None:
         """Something about a cluster changed; its task looks.

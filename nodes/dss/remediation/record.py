@@ -39,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """The record to store before `action` is carried out (or told, or withheld)."""
         if action.kind == "none":
             return self
+        now = round(now, 3)  # what is stored is the same row again
         if action.kind == "recovered":
             history = tuple(
                 msgspec.structs.replace(row, recovered_at=now)
@@ -67,6 +68,31 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             return self
         last = msgspec.structs.replace(self.history[-1], outcome=outcome)
         return msgspec.structs.replace(self, history=(*self.history[:-1], last))
+
+    def merged(self, other: Record) -> Record:
+        """With the rows that only `other` has, and the higher of each counter: of two writers none
+        may forget what the other did. A row that both have is taken with what came of it."""
+
+        def key_of(row: Attempt) -> tuple[float, int, str]:
+            return (round(row.at, 3), row.group_id, row.action)
+
+        rows = {key_of(row): row for row in other.history}
+        for row in self.history:
+            key = key_of(row)
+            theirs = rows.get(key, row)
+            rows[key] = msgspec.structs.replace(
+                row,
+                outcome=theirs.outcome if row.outcome == STARTED else row.outcome,
+                recovered_at=max(row.recovered_at, theirs.recovered_at),
+            )
+        history = sorted(rows.values(), key=lambda row: row.at)
+        return Record(
+            backoffs=max(self.backoffs, other.backoffs),
+            restarts=max(self.restarts, other.restarts),
+            alerts=max(self.alerts, other.alerts),
+            recoveries=max(self.recoveries, other.recoveries),
+            history=_trimmed(history, history[-1].at) if history else (),
+        )
 
     def to_status(self, policy: Policy) -> dict[str, Any]:
         """As JSON for `status.remediation`; times as RFC 3339 for people."""

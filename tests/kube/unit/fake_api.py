@@ -64,6 +64,7 @@ class FakeApi:
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.owners: dict[tuple[str, str, str], dict[str, set[Path]]] = {}
         self.calls: list[Call] = []
+        self.timeouts: list[float] = []
         self.faults: dict[int, int | str | Object] = {}
         self.fault_by: Callable[[Call], int | str | Object | None] = lambda call: None
         self.kill_at = 0
@@ -186,8 +187,10 @@ class FakeApi:
         pass
 
     async def send(
-        self, method: str, path: str, headers: dict[str, str], body: Object | None
-    ) -> Answer:
+        self, method: str, path: str, headers: dict[str, str], body: Object | None,
+        timeout_s: float = 15,
+    ) -> Answer:  # fmt: skip
+        self.timeouts.append(timeout_s)
         await asyncio.sleep(0)
         call = self._parse(method, path)
         self.calls.append(call)
@@ -334,6 +337,7 @@ class FakeApi:
                 raise Refusal(404, "NotFound", "no such object")
             if uid and uid != live["metadata"]["uid"]:
                 raise Refusal(409, "Conflict", "Precondition failed: UID")
+            self._check_version(live, body)
             if live.get("status") != body["status"]:
                 live["status"] = body["status"]
                 self._bump(live)

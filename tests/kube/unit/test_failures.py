@@ -177,11 +177,11 @@ def test_defect_in_a_tick__logged_counted_and_survived(
 def test_lease_lost_in_the_middle__no_write_leaves() -> None:
     async def scenario() -> None:
         lab = Lab()
-        lab.kube.may_write = lambda: False
+        lab.kube.write_s = lambda: 0.0
         await lab.tick()
         assert lab.api.writes == []
         assert lab.api.names("services") == []
-        lab.kube.may_write = lambda: True
+        lab.kube.write_s = lambda: 5.0
         await lab.settle()
         assert lab.condition("Ready") == ("True", "Serving")
 

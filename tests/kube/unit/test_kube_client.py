@@ -167,7 +167,7 @@ def test_delete_with_another_uid__leaves_the_successor_alone() -> None:
 def test_lease_not_held__writes_refused_reads_and_the_lease_not() -> None:
     async def scenario() -> None:
         api = FakeApi()
-        kube = _kube(api, may_write=lambda: False)
+        kube = _kube(api, write_s=lambda: 0.0)
         body = _config("a")
         with pytest.raises(NotHolder):
             await kube.create(CONFIG_MAPS, "ns", body)

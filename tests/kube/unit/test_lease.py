@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from fake_api import FakeApi
 from operator_lab import Clock, run
 
-from dss_operator.kube import Kube
+from dss_operator.kube import SECRETS, Kube, NotHolder
 from dss_operator.lease import Leadership
 
 
@@ -102,6 +103,44 @@ def test_api_server_away__holder_stops_in_time() -> None:
         assert not pair.one.held
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+    run(scenario())
+
+
+def test_answer_that_is_no_lease__tried_again_and_the_loop_lives() -> None:
+    async def scenario() -> None:
+        pair = Two()
+        broken = [True]
+        original = pair.one._kube.get
+
+        async def get(*args: Any) -> Any:
+            if broken:
+                broken.pop()
+                return {"spec": {}}  # no metadata at all
+            return await original(*args)
+
+        pair.one._kube.get = get  # type: ignore[method-assign]
+        pair.one._lease_s = 0.3
+        task = asyncio.create_task(pair.one.run())
+        await asyncio.wait_for(pair.one.wait(), 5)
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(scenario())
+
+
+def test_write_near_the_end_of_the_lease__is_given_up_with_it() -> None:
+    async def scenario() -> None:
+        pair = Two()
+        kube = Kube(pair.api, sleep=pair.clock.sleep, write_s=lambda: pair.one.left_s)
+        await pair.one.try_once()
+        pair.clock.now += 10
+        await kube.create(SECRETS, "ns", {"metadata": {"name": "a"}})
+        assert pair.api.timeouts[-1] == pytest.approx(2)
+        pair.clock.now += 2
+        with pytest.raises(NotHolder):
+            await kube.create(SECRETS, "ns", {"metadata": {"name": "b"}})
 
     run(scenario())
 

@@ -149,6 +149,51 @@ def test_twenty_clusters_at_once__all_made_and_all_tasks_end_with_their_resource
     run(scenario())
 
 
+def test_set_that_changes_all_the_time__looks_keep_their_distance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dss_operator.cluster.SPACING_S", 0.5)
+    monkeypatch.setattr("dss_operator.cluster.DEBOUNCE_S", 0.01)
+
+    async def scenario() -> None:
+        api = FakeApi()
+        runtime = Runtime(Settings(pod_id="me", metrics_port=0), api, _Played())
+        runtime.start()
+        _add(api, "demo")
+        runtime.wake("ns", "demo")
+        await _until(lambda: len(api.names("statefulsets")) == 5)
+        looks = sum(repr(call) == "get dssclusters/demo" for call in api.calls)
+        for _ in range(75):
+            runtime.wake("ns", "demo", known_only=True)
+            await asyncio.sleep(0.02)
+        more = sum(repr(call) == "get dssclusters/demo" for call in api.calls) - looks
+        assert 1 <= more <= 5
+        await runtime.close()
+
+    run(scenario())
+
+
+def test_same_meaning_again__wakes_a_living_task_not_but_begins_one_that_ended() -> None:
+    async def scenario() -> None:
+        api = FakeApi()
+        runtime = Runtime(Settings(pod_id="me", metrics_port=0), api, _Played())
+        runtime.changed("ns", "demo", 1)
+        cluster = runtime._clusters["ns", "demo"]
+        cluster._wake.clear()
+        runtime.changed("ns", "demo", 1)
+        assert not cluster._wake.is_set()
+        runtime.changed("ns", "demo", 2)
+        assert cluster._wake.is_set()
+        runtime.start()  # there is no such resource: its task ends
+        await _until(lambda: not runtime._clusters)
+        _add(api, "demo")
+        runtime.changed("ns", "demo", 2)
+        await _until(lambda: len(api.names("statefulsets")) == 5)
+        await runtime.close()
+
+    run(scenario())
+
+
 def test_event_of_an_unknown_clusters_object__starts_no_task() -> None:
     async def scenario() -> None:
         runtime = Runtime(Settings(pod_id="me", metrics_port=0), FakeApi(), _Played())
@@ -159,7 +204,11 @@ def test_event_of_an_unknown_clusters_object__starts_no_task() -> None:
     run(scenario())
 
 
-def test_resource_made_again_while_its_task_ends__the_task_goes_on() -> None:
+def test_resource_made_again_while_its_task_ends__the_task_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dss_operator.cluster.SPACING_S", 0)  # the lab's clock stands still
+
     async def scenario() -> None:
         lab = Lab()
         lab.cluster._deps.leadership._held_until = float("inf")

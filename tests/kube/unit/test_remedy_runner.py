@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from typing import Any
 
 import pytest
@@ -235,6 +237,32 @@ def test_paused__no_member_is_touched() -> None:
     run(scenario())
 
 
+def test_foreign_pod_with_the_labels_of_a_member__gets_no_token_and_is_no_member() -> None:
+    async def scenario() -> None:
+        lab = await _formed()
+        stranger = copy.deepcopy(lab.api.get("pods", "demo-lock-1"))
+        stranger["metadata"] |= {"name": "zz-1", "uid": "stranger"}
+        stranger["status"]["podIP"] = "pod:zz-lock-1"
+        lab.api.add("pods", stranger)
+        adopted = copy.deepcopy(lab.api.get("pods", "demo-lock-2"))
+        lab.api.remove("pods", "demo-lock-2")
+        adopted["metadata"] |= {"uid": "adopted", "ownerReferences": []}
+        lab.api.add("pods", adopted)
+        await lab.tick()
+        asked: list[str] = []
+        original = lab.nodes.get
+
+        async def get(host: str, path: str, token: str) -> Any:
+            asked.append(host)
+            return await original(host, path, token)
+
+        lab.nodes.get = get  # type: ignore[method-assign]
+        await lab.sample()
+        assert {host for host in asked if "lock" in host} == {"pod:demo-lock-1", "pod:demo-lock-3"}
+
+    run(scenario())
+
+
 def test_state_not_on_a_volume__never_touched() -> None:
     async def scenario() -> None:
         lab = await _formed()
@@ -323,6 +351,52 @@ def test_history_that_nobody_understands__no_action_and_kept_for_a_person() -> N
         assert lab.nodes.posts == []
         assert lab.condition("Degraded") == ("True", "RemediationUnreadable")
         assert lab.status["remediation"] == nonsense
+
+    run(scenario())
+
+
+def test_former_holders_late_write_puts_the_row_back__not_done_again() -> None:
+    async def scenario() -> None:
+        lab = await _formed()
+        old = copy.deepcopy(lab.status)
+        _stuck(lab)
+        await _watch(lab, 120, until="RemediationBackoff")
+        assert len(lab.nodes.posts) == 1
+        live = lab.api.objects["dssclusters", "ns", "demo"]
+        live["status"] = old
+        lab.api._bump(live)
+        await lab.tick(0)
+        await _watch(lab, 25)
+        assert len(lab.nodes.posts) == 1
+        assert _history(lab)[0] == ("backoff", "lock-3", "done")
+        assert lab.status["remediation"]["backoffs"] == 1
+
+    run(scenario())
+
+
+def test_resource_changed_since_it_was_read__read_again_before_anything_is_done() -> None:
+    async def scenario() -> None:
+        lab = await _formed()
+        _stuck(lab)
+        seen: list[int] = []
+        original = lab.api._serve
+
+        def serve(call: Any, headers: Any, body: Any) -> Any:
+            started = '"started"' in json.dumps(body)
+            if call.sub == "status" and started and not seen:
+                seen.append(1)
+                lab.api._bump(lab.api.objects["dssclusters", "ns", "demo"])
+            return original(call, headers, body)
+
+        lab.api._serve = serve  # type: ignore[method-assign]
+        while not seen:
+            lab.nodes.term += 2
+            await lab.sample()
+        assert lab.nodes.posts == []
+        assert lab.cluster.next_tick <= lab.clock.now
+        await lab.tick(0)
+        await _watch(lab, 10, until="RemediationBackoff")
+        assert len(lab.nodes.posts) == 1
 
     run(scenario())
 

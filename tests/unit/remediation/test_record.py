@@ -35,6 +35,29 @@ def test_dry_run__a_row_but_no_count() -> None:
     assert (record.attempts, record.restarts) == (0, 0)
 
 
+def test_merged_with_an_older_copy__the_row_its_outcome_and_its_count_stay() -> None:
+    at = NOW + 0.0004567  # finer than what is stored
+    older = Record()
+    started = older.begin(BACKOFF, at)
+    stored = Record.from_status(json.loads(json.dumps(started.to_status(POLICY))))
+    done = started.ended("done")
+    assert older.merged(done) == done
+    assert stored.merged(done) == done
+    assert done.merged(stored) == done
+    assert done.merged(done) == done
+
+
+def test_merged_with_what_another_did__both_rows_in_their_order() -> None:
+    mine = Record().begin(BACKOFF, NOW).ended("done")
+    theirs = Record().begin(Action(kind="restart", group_id=1, member="lock-2", term=9), NOW - 60)
+    both = theirs.ended("done").merged(mine)
+    assert [each.action for each in both.history] == ["restart", "backoff"]
+    assert (both.backoffs, both.restarts) == (1, 1)
+    recovered = mine.begin(Action(kind="recovered", group_id=1), NOW + 60)
+    assert recovered.merged(mine).history[0].recovered_at > 0
+    assert mine.merged(recovered).history[0].recovered_at > 0
+
+
 def test_none__changes_nothing() -> None:
     record = Record().begin(BACKOFF, NOW)
     assert record.begin(Action(kind="none", reason="Healthy"), NOW + 1) is record
