@@ -117,6 +117,11 @@ def _roles(kind: str, scopes: tuple[str, ...]) -> list[Object]:
 _EVERYWHERE: Final = {"value": ""}
 
 
+NODE_LOST_S: Final = 30
+"""Until the operator leaves a lost node: Kubernetes' 300 s are long for who heals others, and the
+Lease keeps the old one from writing if it should still run."""
+
+
 def _deployment(watch: Object) -> Object:
     def own(path: str) -> Object:
         return {"fieldRef": {"fieldPath": path}}
@@ -153,6 +158,15 @@ def _deployment(watch: Object) -> Object:
         "enableServiceLinks": False,
         "securityContext": pods.security_context(OPERATOR_UID, OPERATOR_UID),
         "terminationGracePeriodSeconds": 30,
+        "tolerations": [
+            {
+                "key": f"node.kubernetes.io/{taint}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": NODE_LOST_S,
+            }
+            for taint in ("not-ready", "unreachable")
+        ],
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
     }

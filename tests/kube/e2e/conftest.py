@@ -97,6 +97,7 @@ def operator(
     """Installed cluster-wide by `kubectl apply -k manifests`."""
     found = Operator(kubectl, tmp_path_factory.mktemp("kustomize"))
     kubectl.run("-n", SYSTEM, "delete", "deployment", "dss-operator", "--ignore-not-found")
+    kubectl.run("-n", SYSTEM, "delete", "lease", "--all")
     found.install()
     say("operator installed")
     yield found
@@ -117,7 +118,7 @@ def demo(kubectl: Kubectl, operator: Operator) -> Iterator[Cluster]:
     yield cluster
     cluster.close()
     if not os.environ.get("E2E_KEEP"):
-        kubectl.delete_namespace(NAMESPACE)
+        kubectl.delete_namespace(NAMESPACE, wait_s=0)
 
 
 DEMO_SPEC = {

@@ -76,6 +76,7 @@ class Call:
     namespace: str
     name: str
     code: int
+    message: str
 
     @property
     def line(self) -> str:
@@ -130,4 +131,5 @@ def _call(event: dict[str, Any]) -> Call:
         namespace=at.get("namespace", ""),
         name=at.get("name", ""),
         code=(event.get("responseStatus") or {}).get("code", 0),
+        message=(event.get("responseStatus") or {}).get("message", ""),
     )

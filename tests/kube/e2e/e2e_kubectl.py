@@ -135,6 +135,10 @@ class Kubectl:
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     def delete_namespace(self, name: str, *, wait_s: float = 120.0) -> None:
+        """And everything in it; `wait_s` 0: it goes while other things are done."""
+        if not wait_s:
+            self("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+            return
         self(
             "delete", "namespace", name, "--ignore-not-found", f"--timeout={wait_s:.0f}s",
             timeout_s=wait_s + 10,

@@ -26,7 +26,7 @@ def gone(kubectl: Kubectl, operator: Operator) -> Iterator[Cluster]:
     cluster = Cluster(kubectl, "gone", NAMESPACE)
     yield cluster
     cluster.close()
-    kubectl.delete_namespace(NAMESPACE)
+    kubectl.delete_namespace(NAMESPACE, wait_s=0)
 
 
 def left(cluster: Cluster) -> list[str]:

@@ -17,6 +17,7 @@ def namespaced(
     kubectl: Kubectl, operator: Operator, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
     operator.uninstall()
+    kubectl.namespace(SYSTEM)  # the namespaced install makes no namespace: it may not
     found = Operator(kubectl, tmp_path_factory.mktemp("kustomize"), "manifests/namespaced")
     found.install()
     yield found

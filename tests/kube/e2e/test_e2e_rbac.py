@@ -43,8 +43,9 @@ def granted(kubectl: Kubectl) -> set[tuple[str, str, str]]:
 
 
 def test_each_right_left_out__was_not_needed(calls: list[Call], operator: Operator) -> None:
+    # In a namespace that is being deleted everything new is forbidden, whatever the rights.
     refused = sorted({call.line for call in calls if call.code == 403
-                      and "exceeded quota" not in call.line})  # fmt: skip
+                      and "being terminated" not in call.message})  # fmt: skip
     assert refused == []
     assert len(calls) > 100
     say(f"{len(calls)} API calls of the operator in the suite, none refused for lack of a right")
