@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol
 from dss.base.errors import Overloaded
 from dss.base.ids import LOCK_GROUP
 from dss.base.limits import EVENT_STREAMS_MAX, STREAM_WATCHES_MAX
-from dss.core.locks.journal import GRANTED, RELEASED, Happening, Loss
+from dss.core.locks.history import Hold
+from dss.core.locks.journal import WAITING, Happening, Loss
 from dss.core.locks.machine import LockMachine
 from dss.core.locks.state import label_of
 from dss.drivers.ports import Consensus
@@ -129,16 +130,16 @@ class LockEvents:
         start = max(self._told, journal.oldest - 1)
         self._told = journal.newest
         for happening in journal.since(start, journal.newest - start):
-            kind, name, token, session, _, owner, mode, _ = happening
-            if kind != GRANTED or session not in self._watchers:
+            if not isinstance(happening, Hold) or happening.session not in self._watchers:
                 continue
+            session = happening.session
             body = {
                 "event": "lock_granted",
                 "session": session,
-                "name": name,
-                "token": token,
-                "owner": owner,
-                "mode": mode,
+                "name": happening.name,
+                "token": happening.token,
+                "owner": happening.owner,
+                "mode": happening.mode,
             }
             for watcher, wants_grants in self._watchers[session].items():
                 if wants_grants:
@@ -186,8 +187,9 @@ class LockEvents:
         log_ms = self._consensus.log_ms(LOCK_GROUP)
         batch = journal.since(number, BATCH)
         for index, happening in enumerate(batch, start=number + 1):
-            if happening[1].startswith(prefix):
-                found.append(_rendered(index, happening, log_ms))
+            event = _rendered(index, happening, log_ms)
+            if event["name"].startswith(prefix):
+                found.append(event)
         return number + len(batch), found
 
     async def news(self, timeout_s: float) -> None:
@@ -203,13 +205,33 @@ class LockEvents:
 
 
 def _rendered(index: int, happening: Happening, log_ms: int) -> dict[str, Any]:
-    kind, name, token, session, session_name, owner, detail, at_ms = happening
-    event: dict[str, Any] = {"index": index, "event": kind, "name": name}
-    if token:
-        event["token"] = token
-    event["holder" if kind in (GRANTED, RELEASED) else "waiter"] = label_of(
-        session, session_name, owner
-    )
-    event["reason" if kind in (RELEASED, "gave_up") else "mode"] = detail
-    event["ago_ms"] = max(0, log_ms - at_ms)
-    return event
+    if isinstance(happening, Hold):
+        return _of_hold(index, "granted", happening) | {
+            "mode": happening.mode,
+            "ago_ms": max(0, log_ms - happening.since_ms),
+        }
+    if len(happening) == 1:
+        (hold,) = happening
+        return _of_hold(index, "released", hold) | {
+            "reason": hold.how,
+            "ago_ms": max(0, log_ms - hold.until_ms),
+        }
+    kind, name, session, session_name, owner, detail, at_ms = happening
+    return {
+        "index": index,
+        "event": kind,
+        "name": name,
+        "waiter": label_of(session, session_name, owner),
+        "mode" if kind == WAITING else "reason": detail,
+        "ago_ms": max(0, log_ms - at_ms),
+    }
+
+
+def _of_hold(index: int, kind: str, hold: Hold) -> dict[str, Any]:
+    return {
+        "index": index,
+        "event": kind,
+        "name": hold.name,
+        "token": hold.token,
+        "holder": label_of(hold.session, hold.session_name, hold.owner),
+    }

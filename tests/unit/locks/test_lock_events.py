@@ -144,7 +144,7 @@ def test_journal__forgets_the_oldest_and_keeps_the_numbers(monkeypatch):
     assert journal.newest == 80
     assert 10 <= journal.newest - journal.oldest < 21
     [first] = journal.since(journal.oldest - 1, 1)
-    assert first[1] == f"lock/{(journal.oldest - 1) // 2}"
+    assert first.name == f"lock/{(journal.oldest - 1) // 2}"
 
 
 def test_event_numbers__are_the_same_on_a_node_that_took_over_a_snapshot():

@@ -92,7 +92,7 @@ def test_window__is_bounded_until_answers_are_acknowledged():
 
 def test_refusal_that_says_come_again__is_not_kept(monkeypatch):
     world = World(sessions=1)
-    monkeypatch.setattr("dss.core.locks.lines.SESSION_HOLDS_MAX", 0)
+    monkeypatch.setattr("dss.core.locks.acquiring.SESSION_HOLDS_MAX", 0)
     ask = Acquire(sid(1), "a", seq=1)
     assert world.do(ask)[0] == 429
     monkeypatch.undo()

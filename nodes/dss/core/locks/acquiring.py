@@ -5,12 +5,13 @@ What must not live here: how lines are served (lines.py), what ends a hold (mach
 
 from __future__ import annotations
 
-from dss.base.limits import LOCKS_MAX
+from dss.base.limits import LOCKS_MAX, SESSION_HOLDS_MAX
 from dss.core.locks import answers
 from dss.core.locks.answers import session_expired
 from dss.core.locks.commands import Acquire, AcquireMany, Confirm, Downgrade, Upgrade
+from dss.core.locks.history import Hold
 from dss.core.locks.once import LockOnce
-from dss.core.locks.state import Hold, Lock, Session, Waiter
+from dss.core.locks.state import Lock, Session, Waiter
 from dss.core.machine import Result
 
 
@@ -33,9 +34,10 @@ class LockAcquiring(LockOnce):
         if lock is None:
             if len(self._locks) >= LOCKS_MAX:
                 return answers.too_many_locks()
-            if full := self._no_hold(session, 1):
-                return full
-            self._forget_age(session, owner, (name,))
+            if len(session.holds) + session.wait_count >= SESSION_HOLDS_MAX:
+                return answers.too_many_holds()
+            if session.ages:
+                self._forget_age(session, owner, (name,))
             lock = Lock(name, mode, {}, None, command.limit)
             self._locks[name] = lock
             return self._grant(lock, session, owner, command.permits, command.confirm_ms)

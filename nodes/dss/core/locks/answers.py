@@ -16,7 +16,8 @@ from dss.base.limits import (
     SESSION_HOLDS_MAX,
     WAITERS_SHOWN_MAX,
 )
-from dss.core.locks.state import Hold, Lock, LockState, Waiter
+from dss.core.locks.history import Hold
+from dss.core.locks.state import Lock, LockState, Waiter
 from dss.core.machine import Result
 
 OK: Final[Result] = (200, {})

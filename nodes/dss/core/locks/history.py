@@ -1,18 +1,17 @@
 """Who held which lock, when, with which token: the last of each lock, bounded per lock and in all.
 
-It is part of the replicated state. What must not live here: how it is shown (views.py).
+It is part of the replicated state, so it is thinned out at the same entry on every node. What must
+not live here: how it is shown (views.py).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from dss.base.limits import HISTORY_MAX, HISTORY_PER_LOCK_MAX
+import msgspec
 
-Past = tuple[int, str, str, str, str, int, int, str]
-"""(token, mode, session id, session name, owner, since_ms, until_ms, how it ended)"""
+from dss.base.limits import HISTORY_MAX, HISTORY_PER_LOCK_MAX
 
 RELEASED: Final = "released"
 EXPIRED: Final = "session_expired"
@@ -20,45 +19,74 @@ ENDED: Final = "session_ended"
 UNCONFIRMED: Final = "unconfirmed"
 UPGRADED: Final = "upgraded"
 BROKEN: Final = "broken"
-"""`broken by <who>: <why>` follows it."""
+"""`broken by <who>: <why>`."""
+
+
+class Hold(msgspec.Struct, array_like=True, eq=False, gc=False):
+    """One holder of one lock; once it has ended, a line of its history.
+
+    Also a row of the snapshot, by position: a new field goes last, with a default. What identifies
+    it never changes, since events refer to it: an upgrade makes a new one.
+    """
+
+    name: str
+    session: str
+    session_name: str
+    owner: str
+    mode: str
+    """In which it was granted."""
+    token: int
+    since_ms: int
+    count: int = 1
+    """As many releases are needed."""
+    permits: int = 1
+    confirm_by_ms: int = 0
+    """Not 0: nobody has confirmed this grant yet; then it passes on."""
+    until_ms: int = 0
+    how: str = ""
+    """How it ended; empty while it is held."""
 
 
 class History:
-    """By lock; the lock whose hold ended longest ago is forgotten first."""
+    """Ended holds, oldest first. A busy lock does not push the others out: when the list is
+    thinned, of each lock the last HISTORY_PER_LOCK_MAX stay.
+
+    Attributes:
+        note: `note(hold)` appends; the list's own method, since it runs for every release.
+    """
 
     def __init__(self) -> None:
-        self._locks: OrderedDict[str, list[Past]] = OrderedDict()
-        self._size = 0
+        self._ended: list[Hold] = []
+        self.note: Callable[[Hold], None] = self._ended.append
 
-    def note(self, name: str, past: Past) -> None:
-        """One hold has ended."""
-        locks = self._locks
-        rows = locks.get(name)
-        self._size += 1
-        if rows is None:
-            locks[name] = [past]
-        else:
-            locks.move_to_end(name)
-            rows.append(past)
-            if len(rows) > HISTORY_PER_LOCK_MAX:
-                del rows[0]
-                self._size -= 1
-        while self._size > HISTORY_MAX:
-            _, oldest = locks.popitem(last=False)
-            self._size -= len(oldest)
+    def thin(self) -> None:
+        """After each entry: at twice HISTORY_MAX keep the newest, few of each lock."""
+        ended = self._ended
+        if len(ended) < 2 * HISTORY_MAX:
+            return
+        kept: list[Hold] = []
+        counts: dict[str, int] = {}
+        for hold in reversed(ended):
+            count = counts.get(hold.name, 0)
+            if count < HISTORY_PER_LOCK_MAX:
+                counts[hold.name] = count + 1
+                kept.append(hold)
+                if len(kept) == HISTORY_MAX:
+                    break
+        kept.reverse()
+        ended[:] = kept
 
-    def of(self, name: str) -> Sequence[Past]:
+    def of(self, name: str) -> Sequence[Hold]:
         """Oldest first."""
-        return self._locks.get(name, ())
+        return [hold for hold in self._ended if hold.name == name][-HISTORY_PER_LOCK_MAX:]
 
-    def rows(self) -> list[tuple[str, list[Past]]]:
+    def rows(self) -> list[Hold]:
         """For a snapshot."""
-        return list(self._locks.items())
+        return self._ended
 
-    def restore(self, rows: Iterable[tuple[str, list[Past]]]) -> None:
-        self._locks = OrderedDict(rows)
-        self._size = sum(map(len, self._locks.values()))
+    def restore(self, rows: Iterable[Hold]) -> None:
+        self._ended[:] = rows
 
     def check_invariants(self) -> None:
-        assert self._size == sum(map(len, self._locks.values())), "history is miscounted"
-        assert self._size <= HISTORY_MAX
+        assert len(self._ended) < 2 * HISTORY_MAX, len(self._ended)
+        assert all(hold.how for hold in self._ended[-1:]), "a hold ended without a reason"

@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from dss.base.limits import EVENTS_MAX
+from dss.core.locks.history import Hold
 
-GRANTED: Final = "granted"
-RELEASED: Final = "released"
-"""Whatever ended the hold: the detail says how (history.py)."""
 WAITING: Final = "waiting"
 GAVE_UP: Final = "gave_up"
 """A wait ended without a grant."""
 
-Happening = tuple[str, str, int, str, str, str, str, int]
-"""(kind, lock name, token or 0, session id, session name, owner, mode or how it ended, log_ms)"""
+WaitEvent = tuple[str, str, str, str, str, str, int]
+"""(WAITING or GAVE_UP, lock name, session id, session name, owner, mode or code, log_ms)"""
+Happening = Hold | tuple[Hold] | WaitEvent
+"""A hold: its grant. A hold in a tuple: its end."""
 Loss = tuple[str, str, int, str, str]
 """(session id, lock name, token, owner, why); without a name, the session itself."""
 

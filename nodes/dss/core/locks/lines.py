@@ -21,10 +21,9 @@ from dss.base.limits import (
     WAITERS_PER_LOCK_MAX,
 )
 from dss.core.locks import answers
-from dss.core.locks.history import UPGRADED
-from dss.core.locks.journal import GAVE_UP, GRANTED, RELEASED, WAITING
+from dss.core.locks.history import UPGRADED, Hold
+from dss.core.locks.journal import GAVE_UP, WAITING
 from dss.core.locks.state import (
-    Hold,
     Lock,
     LockState,
     Session,
@@ -62,13 +61,15 @@ class LockLines(LockState):
         self, lock: Lock, session: Session, owner: str, permits: int = 1, confirm_ms: int = 0
     ) -> Result:
         """To a holder that `lock` has room for; its mode is set already."""
-        token = self._next_token()
+        token = self._token + 1
+        assert token <= TOKEN_MAX, "the grant counter is exhausted"
+        self._token = token
+        self.grants += 1
         self.held += 1
-        session_id, name, now_ms = session.id, lock.name, self._now_ms
-        hold = Hold(name, session_id, owner, token, now_ms)
+        session_id, mode, now_ms = session.id, lock.mode, self._now_ms
+        hold = Hold(lock.name, session_id, session.name, owner, mode, token, now_ms)
         lock.holders[session_id, owner] = hold
         session.holds[token] = hold
-        mode = lock.mode
         if mode == "semaphore":
             hold.permits = permits
             lock.used += permits
@@ -76,23 +77,12 @@ class LockLines(LockState):
             hold.confirm_by_ms = now_ms + confirm_ms
             self._unconfirmed[token] = hold
             self._schedule(hold.confirm_by_ms, hold)
-        self.journal.note((GRANTED, name, token, session_id, session.name, owner, mode, now_ms))
+        self.journal.note(hold)
         return self._granted(hold, lock, session)
 
-    def _next_token(self) -> int:
-        token = self._token + 1
-        assert token <= TOKEN_MAX, "the grant counter is exhausted"
-        self._token = token
-        self.grants += 1
-        return token
-
-    def _note_grant(self, lock: Lock, session: Session, owner: str, token: int) -> None:
-        self.journal.note(
-            (GRANTED, lock.name, token, session.id, session.name, owner, lock.mode, self._now_ms)
-        )
-
     def _granted(self, hold: Hold, lock: Lock, session: Session) -> Result:
-        left_ms = self.session_deadline_ms(session) - self._now_ms
+        floor_ms, deadline_ms = self._floor_ms + session.ttl_ms, session.deadline_ms
+        left_ms = (floor_ms if floor_ms > deadline_ms else deadline_ms) - self._now_ms
         body = {
             "token": hold.token,
             "mode": lock.mode,
@@ -120,15 +110,15 @@ class LockLines(LockState):
 
     def _upgrade_now(self, lock: Lock, hold: Hold, session: Session) -> Result:
         """Exclusive under a new token: a reader that came later may have shown a larger one."""
-        self._note_end(hold, lock, session, UPGRADED)
         self._confirmed(hold)
         del session.holds[hold.token]
-        hold.token = self._next_token()
-        hold.since_ms = self._now_ms
-        session.holds[hold.token] = hold
+        del lock.holders[session.id, hold.owner]
+        self.held -= 1
+        self._note_end(hold, UPGRADED)
         lock.mode = "exclusive"
-        self._note_grant(lock, session, hold.owner, hold.token)
-        return self._granted(hold, lock, session)
+        result = self._grant(lock, session, hold.owner)
+        lock.holders[session.id, hold.owner].count = hold.count
+        return result
 
     def _take_back(self, hold: Hold, session: Session, how: str) -> Lock:
         """The end of a hold, however it came; the lock is the caller's to settle."""
@@ -141,7 +131,7 @@ class LockLines(LockState):
             lock.used -= hold.permits
         if hold.confirm_by_ms:
             self._confirmed(hold)
-        self._note_end(hold, lock, session, how)
+        self._note_end(hold, how)
         if session.waits:
             upgrade = session.waits.get(hold.owner, {}).get(hold.name)
             if upgrade is not None and upgrade.kind == "upgrade":
@@ -154,12 +144,11 @@ class LockLines(LockState):
             hold.confirm_by_ms = 0
             del self._unconfirmed[hold.token]
 
-    def _note_end(self, hold: Hold, lock: Lock, session: Session, how: str) -> None:
-        name, token, owner, now_ms = hold.name, hold.token, hold.owner, self._now_ms
-        self.past.note(
-            name, (token, lock.mode, session.id, session.name, owner, hold.since_ms, now_ms, how)
-        )
-        self.journal.note((RELEASED, name, token, session.id, session.name, owner, how, now_ms))
+    def _note_end(self, hold: Hold, how: str) -> None:
+        hold.until_ms = self._now_ms
+        hold.how = how
+        self.past.note(hold)
+        self.journal.note((hold,))
 
     def _settle(self, lock: Lock) -> None:
         """After a change: grant from the front of the line as far as it goes."""
@@ -231,7 +220,7 @@ class LockLines(LockState):
         for name in waiter.names:
             self.journal.note(
                 (
-                    WAITING, name, 0, session.id, session.name, waiter.owner, waiter.mode,
+                    WAITING, name, session.id, session.name, waiter.owner, waiter.mode,
                     self._now_ms,
                 )
             )  # fmt: skip
@@ -246,7 +235,7 @@ class LockLines(LockState):
         why = result[1]["code"]
         for name in waiter.names:
             self.journal.note(
-                (GAVE_UP, name, 0, session.id, session.name, waiter.owner, why, self._now_ms)
+                (GAVE_UP, name, session.id, session.name, waiter.owner, why, self._now_ms)
             )
 
     def _give_up(self, waiter: Waiter, result: Result) -> None:
@@ -300,8 +289,8 @@ class LockLines(LockState):
         """As long as some suspect is in a deadlock: its wait that came last gets the error."""
         suspects: dict[int, Waiter] = {}
         while True:
-            new, self._suspects = self._suspects, []
-            suspects |= {waiter.ticket: waiter for waiter in new}
+            suspects |= {waiter.ticket: waiter for waiter in self._suspects}
+            self._suspects.clear()
             suspects = {
                 ticket: waiter
                 for ticket, waiter in suspects.items()

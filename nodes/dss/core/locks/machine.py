@@ -53,8 +53,8 @@ from dss.core.locks.commands import (
     SessionKeepalive,
     Upgrade,
 )
-from dss.core.locks.history import BROKEN, ENDED, EXPIRED, RELEASED, UNCONFIRMED
-from dss.core.locks.state import Due, Hold, Lock, Session, Waiter
+from dss.core.locks.history import BROKEN, ENDED, EXPIRED, RELEASED, UNCONFIRMED, Hold
+from dss.core.locks.state import Due, Lock, Session, Waiter
 from dss.core.machine import CommandCodec, Result, Wake
 
 
@@ -95,12 +95,14 @@ class LockMachine(LockAcquiring):
         self._index = index
         self._now_ms = log_ms
         handlers = self._handlers
+        suspects = self._suspects
         results = []
         for position, command in enumerate(commands):
             results.append(handlers[type(command)](command, position))
-            if self._suspects:
+            if suspects:
                 self._resolve()
         self.journal.trim()
+        self.past.thin()
         return results
 
     def take_wakes(self) -> list[Wake]:
@@ -209,7 +211,11 @@ class LockMachine(LockAcquiring):
             return answers.not_holder(command.name, command.token)
         hold.count -= 1
         if hold.count == 0:
-            self._settle(self._take_back(hold, session, RELEASED))
+            lock = self._take_back(hold, session, RELEASED)
+            if lock.waiters:
+                self._settle(lock)
+            elif not lock.holders:
+                del self._locks[lock.name]
         return OK
 
     def _downgrade(self, command: Downgrade, position: int) -> Result:

@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from dss.base.errors import CorruptData
-from dss.core.locks.history import Past
+from dss.core.locks.history import Hold
 from dss.core.locks.keys import KeyRow
-from dss.core.locks.state import Hold, Lock, LockState, Session, Waiter
+from dss.core.locks.state import Lock, LockState, Session, Waiter
 
 SNAPSHOT_VERSION: Final = 2
 
@@ -34,8 +34,7 @@ class _State1(msgspec.Struct, array_like=True, frozen=True):
 _AnswerRow = tuple[int, int, Any]
 _AgeRow = tuple[str, tuple[str, ...], int, int]
 _SessionRow = tuple[str, str, int, int, int, int, list[_AnswerRow], list[_AgeRow]]
-_HoldRow = tuple[str, str, int, int, int, int, int]
-_LockRow = tuple[str, str, int, list[_HoldRow]]
+_LockRow = tuple[str, str, int, list[Hold]]
 
 
 class _WaiterRow(msgspec.Struct, array_like=True, frozen=True):
@@ -68,7 +67,7 @@ class _State(msgspec.Struct, array_like=True, frozen=True):
     sessions: list[_SessionRow]
     locks: list[_LockRow]
     waiters: list[_WaiterRow]
-    history: list[tuple[str, list[Past]]]
+    history: list[Hold]
     keys: list[KeyRow]
     events: int
 
@@ -108,14 +107,10 @@ def _session_row(session: Session) -> _SessionRow:
 
 def _lock_row(lock: Lock) -> _LockRow:
     held = bool(lock.holders)
-    holds = [
-        (
-            hold.session, hold.owner, hold.token, hold.since_ms, hold.count, hold.permits,
-            hold.confirm_by_ms,
-        )
-        for hold in lock.holders.values()
-    ]  # fmt: skip
-    return lock.name, lock.mode if held else "", lock.limit if held else 0, holds
+    return (
+        lock.name, lock.mode if held else "", lock.limit if held else 0,
+        list(lock.holders.values()),
+    )  # fmt: skip
 
 
 def decode_into(state: LockState, data: bytes) -> None:
@@ -139,11 +134,16 @@ def decode_into(state: LockState, data: bytes) -> None:
 
 def _upgraded(old: _State1) -> _State:
     sessions: list[_SessionRow] = [(*row, 0, [], []) for row in old.sessions]
+    names = {row[0]: row[1] for row in old.sessions}
     locks: list[_LockRow] = []
     waiters: list[_WaiterRow] = []
     for name, shared, holds, waits in old.locks:
         mode = "shared" if shared else "exclusive"
-        locks.append((name, mode, 0, [(*row, 1, 0) for row in holds]))
+        held = [
+            Hold(name, session, names[session], owner, mode, token, since_ms, count)
+            for session, owner, token, since_ms, count in holds
+        ]
+        locks.append((name, mode, 0, held))
         for ticket, session, owner, wants_shared, since_ms, deadline_ms, index, position in waits:
             waiters.append(
                 _WaiterRow(
@@ -187,13 +187,12 @@ def _fill(state: LockState, found: _State) -> None:
     state._rebuild_due()
 
 
-def _fill_lock(state: LockState, lock: Lock, holds: list[_HoldRow]) -> None:
+def _fill_lock(state: LockState, lock: Lock, holds: list[Hold]) -> None:
     state._locks[lock.name] = lock
     state.held += len(holds)
-    for session_id, owner, token, since_ms, count, permits, confirm_by_ms in holds:
-        hold = Hold(lock.name, session_id, owner, token, since_ms, count, permits, confirm_by_ms)
-        lock.holders[session_id, owner] = hold
-        lock.used += permits if lock.mode == "semaphore" else 0
-        state._sessions[session_id].holds[token] = hold
-        if confirm_by_ms:
-            state._unconfirmed[token] = hold
+    for hold in holds:
+        lock.holders[hold.session, hold.owner] = hold
+        lock.used += hold.permits if lock.mode == "semaphore" else 0
+        state._sessions[hold.session].holds[hold.token] = hold
+        if hold.confirm_by_ms:
+            state._unconfirmed[hold.token] = hold

@@ -14,26 +14,12 @@ from typing import Any, Final
 import msgspec
 
 from dss.base.limits import PRIORITY_STEP_MS
-from dss.core.locks.history import History
+from dss.core.locks.history import History, Hold
 from dss.core.locks.journal import Journal
 from dss.core.locks.keys import Keys
 
 UPGRADE_RANK: Final = -(1 << 60)
 """An upgrade goes first: whoever stands before it waits for its holder anyway."""
-
-
-class Hold(msgspec.Struct, eq=False, gc=False):
-    """One holder of one lock. `count` acquires need as many releases."""
-
-    name: str
-    session: str
-    owner: str
-    token: int
-    since_ms: int
-    count: int = 1
-    permits: int = 1
-    confirm_by_ms: int = 0
-    """Not 0: nobody has confirmed this grant yet; then it passes on."""
 
 
 class Waiter(msgspec.Struct, eq=False, gc=False):
@@ -275,6 +261,7 @@ class LockState:
         for key, hold in holders.items():
             assert key == (hold.session, hold.owner), hold
             assert hold.name == lock.name, hold
+            assert not hold.how, f"held after its end: {hold}"
             assert hold.count >= 1, hold
             assert 1 <= hold.token <= self._token, (hold, self._token)
             assert hold.token not in tokens, f"token of two holders: {hold}"

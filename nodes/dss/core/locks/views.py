@@ -11,7 +11,8 @@ from typing import Any
 
 from dss.base.limits import WAITERS_SHOWN_MAX
 from dss.core.locks.answers import duration, locks_named, ordinal
-from dss.core.locks.state import Hold, Lock, LockState, Waiter, label_of, place_in
+from dss.core.locks.history import Hold
+from dss.core.locks.state import Lock, LockState, Waiter, label_of, place_in
 from dss.core.locks.waits import blockers
 
 
@@ -122,42 +123,26 @@ def verify(state: LockState, name: str, token: int) -> dict[str, Any]:
     """
     lock = state.find_lock(name)
     tokens = [hold.token for hold in lock.holders.values()] if lock is not None else []
-    past = [row[0] for row in state.past.of(name)]
+    past = [hold.token for hold in state.past.of(name)]
     return {"valid": token in tokens, "newest": max([*tokens, *past], default=None)}
 
 
 def history(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
     """Who holds the lock and who held it, newest first: `{name, items}`; ages in ms."""
     lock = state.find_lock(name)
-    items = []
     holds = sorted(lock.holders.values(), key=_token_of) if lock is not None else []
-    for hold in reversed(holds[-WAITERS_SHOWN_MAX:]):
-        assert lock is not None
-        items.append(
-            {
-                "token": hold.token,
-                "mode": lock.mode,
-                "holder": state.label(hold.session, hold.owner),
-                "granted_ago_ms": max(0, log_ms - hold.since_ms),
-                "ended_ago_ms": None,
-                "held_ms": max(0, log_ms - hold.since_ms),
-                "ended": None,
-            }
-        )
-    for token, mode, session, session_name, owner, since_ms, until_ms, how in reversed(
-        state.past.of(name)
-    ):
-        items.append(
-            {
-                "token": token,
-                "mode": mode,
-                "holder": label_of(session, session_name, owner),
-                "granted_ago_ms": max(0, log_ms - since_ms),
-                "ended_ago_ms": max(0, log_ms - until_ms),
-                "held_ms": until_ms - since_ms,
-                "ended": how,
-            }
-        )
+    items = [
+        {
+            "token": hold.token,
+            "mode": hold.mode,
+            "holder": label_of(hold.session, hold.session_name, hold.owner),
+            "granted_ago_ms": max(0, log_ms - hold.since_ms),
+            "held_ms": max(0, (hold.until_ms if hold.how else log_ms) - hold.since_ms),
+            "ended_ago_ms": max(0, log_ms - hold.until_ms) if hold.how else None,
+            "ended": hold.how or None,
+        }
+        for hold in (*reversed(holds[-WAITERS_SHOWN_MAX:]), *reversed(state.past.of(name)))
+    ]
     return {"name": name, "items": items}
 
 

@@ -21,7 +21,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from dss.base.limits import DEADLOCK_EDGES_MAX
-from dss.core.locks.state import Hold, Lock, LockState, Waiter, joins, place_in
+from dss.core.locks.history import Hold
+from dss.core.locks.state import Lock, LockState, Waiter, joins, place_in
 
 Agent = tuple[str, str]
 Node = int | Agent
