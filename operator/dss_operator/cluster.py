@@ -24,12 +24,13 @@ from dss.topology.kube import ClusterRef, render_objects, render_secrets, secret
 from dss.topology.variables import TEST_MODES
 from dss_operator.apply import Applier, Outcome
 from dss_operator.events import Event, Recorder
+from dss_operator.founding import supported
 from dss_operator.kube import ApiError, Kube, NotHolder
 from dss_operator.lease import Leadership
 from dss_operator.members import pods_by_member, rolling, slim, volatile_members
 from dss_operator.metrics import Metrics
 from dss_operator.observe import Observer, read_resource
-from dss_operator.plan import Wanted, decoded_secret, mounted_secrets, plan, settle, supported
+from dss_operator.plan import Wanted, decoded_secret, mounted_secrets, plan, settle
 from dss_operator.remedy import Remedy, Target, policy_of, sample_every_s
 from dss_operator.reporter import Reporter
 from dss_operator.rounds import Rounds

@@ -136,6 +136,12 @@ def _item_key(declared: list[Any], live: list[Any]) -> str | None:
     return None
 
 
+def listed(found: Sequence[Difference]) -> str:
+    """At most five, for people."""
+    names = [str(each) for each in found]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def removal_patch(declared: dict[str, Any], extras: Sequence[Difference]) -> dict[str, Any]:
     """A JSON merge patch that takes the extras away: null for a map's key, the whole declared list
     for a list's item (a merge patch knows no items)."""

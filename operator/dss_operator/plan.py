@@ -11,20 +11,16 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
-from dss.topology.model import ROLES, DSSCluster
-from dss_operator.compare import Difference, differences
+from dss_operator.compare import Difference, differences, listed
+from dss_operator.founding import Founding, founding_of_set, keep_founding, with_note
 from dss_operator.state import Object, Observed, key_of, owner_uid
 
 Verb = Literal["create", "apply", "strip", "recreate", "prune", "wait"]
 
-FOUNDED_IMAGES: Final = "dss.io/founded-images"
-"""On a StatefulSet: the images it was made with, `container=image,…`. While upgrades are not
-supported these hold, whatever `spec.image` says later and whoever edits the StatefulSet."""
-FOUNDED_REPLICAS: Final = "dss.io/founded-replicas"
 DIGEST_CHARS: Final = 16
 
 DECLARED: Final = "dss.io/declared"
@@ -67,36 +63,22 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for and is left as it is: a sentence each, with what to put back."""
 
 
-def supported(spec: DSSCluster, observed: Observed, cluster: str) -> tuple[DSSCluster, list[str]]:
-    """The spec with the replica counts that the cluster was made with, and what that left out."""
-    refused = []
-    for role in ROLES:
-        live = observed.owned.get(("StatefulSet", f"{cluster}-{role}"))
-        if live is None:
-            continue
-        founded = _founded_replicas(live)
-        asked = spec.replicas(role)
-        if asked != founded:
-            refused.append(
-                f"spec.{role}.replicas: changing {founded} to {asked} is not supported yet; "
-                f"put {founded} back"
-            )
-            part = msgspec.structs.replace(getattr(spec, role), replicas=founded)
-            spec = msgspec.structs.replace(spec, **{role: part})
-    return spec, refused
-
-
 def settle(rendered: Iterable[Object], observed: Observed) -> Wanted:
-    """The rendered objects with the images and volume claims that live StatefulSets were made with,
-    marked with these; Secrets in the form in which the API keeps them."""
-    objects = []
+    """The rendered objects with what StatefulSets were founded with, noted on them and on the peer
+    lists; Secrets in the form in which the API keeps them; a digest on all others."""
     refused: list[str] = []
+    objects = []
+    foundings: dict[str, Founding] = {}
     for obj in rendered:
         if obj["kind"] == "StatefulSet":
-            live = observed.owned.get(key_of(obj))
-            obj = _settled_set(obj, live, refused)
-        objects.append(encoded_secret(obj) if obj["kind"] == "Secret" else _signed(obj))
-    return Wanted(objects=tuple(objects), unsupported=tuple(dict.fromkeys(refused)))
+            obj = keep_founding(obj, observed, refused)
+            foundings[obj["metadata"]["name"]] = founding_of_set(obj)
+        objects.append(obj)
+    finished = [
+        encoded_secret(obj) if obj["kind"] == "Secret" else _signed(with_note(obj, foundings))
+        for obj in objects
+    ]
+    return Wanted(objects=tuple(finished), unsupported=tuple(dict.fromkeys(refused)))
 
 
 def _signed(obj: Object) -> Object:
@@ -191,69 +173,5 @@ def _needs_a_new_one(kind: str, difference: Difference, live: Object) -> bool:
 
 def _fields(found: Sequence[Difference]) -> str:
     """At most five, for Events and logs."""
-    names = [str(each) for each in found if each.path[-1] != DECLARED]
-    if not names:
-        return "fields that are declared no longer"
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# --- what a StatefulSet was made with ---
-
-
-def _containers(obj: Object) -> list[dict[str, Any]]:
-    pod = obj["spec"]["template"]["spec"]
-    return [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]
-
-
-def _founded_replicas(live: Object) -> int:
-    noted = (live["metadata"].get("annotations") or {}).get(FOUNDED_REPLICAS, "")
-    if noted.isdigit():
-        return int(noted)
-    replicas: int = live["spec"].get("replicas", 1)
-    return replicas
-
-
-def _founded_images(live: Object) -> dict[str, str]:
-    noted = (live["metadata"].get("annotations") or {}).get(FOUNDED_IMAGES, "")
-    pairs = [pair.partition("=") for pair in noted.split(",") if "=" in pair]
-    if pairs:
-        return {name: image for name, _, image in pairs}
-    return {container["name"]: container["image"] for container in _containers(live)}
-
-
-def _settled_set(rendered: Object, live: Object | None, refused: list[str]) -> Object:
-    """A copy of a rendered StatefulSet with its marks, and with what must stay as it was."""
-    obj: Object = msgspec.json.decode(msgspec.json.encode(rendered))
-    name = obj["metadata"]["name"]
-    images = {container["name"]: container["image"] for container in _containers(obj)}
-    if live is not None:
-        founded = _founded_images(live)
-        for container in _containers(obj):
-            asked = container["image"]
-            image = founded.get(container["name"], asked)
-            if image != asked:
-                refused.append(
-                    f"image of {name}: changing {image} to {asked} is not supported yet; "
-                    f"put {image} back"
-                )
-                container["image"] = images[container["name"]] = image
-        _keep_claims(obj, live, refused)
-    marks = obj["metadata"].setdefault("annotations", {})
-    marks[FOUNDED_IMAGES] = ",".join(f"{key}={image}" for key, image in images.items())
-    replicas = obj["spec"].get("replicas", 1)
-    marks[FOUNDED_REPLICAS] = str(replicas)
-    return obj
-
-
-def _keep_claims(obj: Object, live: Object, refused: list[str]) -> None:
-    """Volume claims stay as they were made: growing them is a later issue's matter."""
-    asked = obj["spec"].get("volumeClaimTemplates") or []
-    there = live["spec"].get("volumeClaimTemplates") or []
-    found = differences({"items": asked}, {"items": there})
-    if found:
-        name = obj["metadata"]["name"]
-        refused.append(
-            f"volume claims of {name}: changing {_fields(found)} is not supported yet; "
-            "put the old value back"
-        )
-        obj["spec"]["volumeClaimTemplates"] = there
+    named = [each for each in found if each.path[-1] != DECLARED]
+    return listed(named) if named else "fields that are declared no longer"

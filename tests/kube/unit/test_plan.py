@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 
 from dss.topology.model import KUBE_DEFAULTS
+from dss_operator.founding import FOUNDED_IMAGES, FOUNDED_REPLICAS, supported
 from dss_operator.plan import (
     DECLARED,
-    FOUNDED_IMAGES,
-    FOUNDED_REPLICAS,
     decoded_secret,
     encoded_secret,
     plan,
     settle,
-    supported,
 )
 from dss_operator.state import Object, Observed, key_of
 

@@ -324,6 +324,44 @@ def test_unsupported_change__touches_nothing_and_says_what_to_put_back(
     run(scenario())
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_set_deleted_while_a_change_is_refused__comes_back_as_it_was_founded(
+    restarted: bool,
+) -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.formed()
+        before = lab.state()
+        change = {"image": "dss-node:9", "lock": {"replicas": 5}}
+        lab.api.edit("dssclusters", "demo", lambda obj: obj["spec"].update(change))
+        await lab.tick()
+        lab.api.remove("statefulsets", "demo-lock")
+        if restarted:
+            lab.process()
+        await lab.settle()
+        assert lab.state() == before
+        assert lab.condition("Progressing") == ("False", "NotSupported")
+
+    run(scenario())
+
+
+def test_note_of_the_founding_spoilt__written_again_from_what_runs() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.formed()
+        good = lab.api.get("configmaps", "demo-peers")["metadata"]["annotations"]["dss.io/founded"]
+
+        def spoil(obj: Object) -> None:
+            obj["metadata"]["annotations"]["dss.io/founded"] = "{nonsense"
+
+        lab.api.edit("configmaps", "demo-peers", spoil)
+        await lab.tick()
+        live = lab.api.get("configmaps", "demo-peers")
+        assert live["metadata"]["annotations"]["dss.io/founded"] == good
+
+    run(scenario())
+
+
 def test_secret_deleted__comes_back_with_the_same_values() -> None:
     async def scenario() -> None:
         lab = Lab()
