@@ -121,3 +121,33 @@ def test_another_managers_edits__reported_and_not_fought_over(
     until("the operator's value is back", lambda: value() == 1, 35)
     until("the report ends", lambda: demo.condition("Degraded") == "False", 35)
     demo.wait_settled()
+
+
+def test_a_key_that_somebody_adds_again_and_again__reported_and_not_fought_over(
+    demo: Cluster, kubectl: Kubectl, audit: AuditLog
+) -> None:
+    def add() -> None:
+        kubectl.patch(NAMESPACE, "configmap", "demo-peers", {"data": {"added": "by hand"}})
+
+    def added() -> bool:
+        return "added" in kubectl.get("-n", NAMESPACE, "configmap", "demo-peers")["data"]
+
+    def add_until_reported() -> bool:
+        if demo.condition("Degraded", "reason") == "FieldConflict":
+            return True
+        add()
+        time.sleep(3)
+        return False
+
+    add()
+    until("the first one is taken away", lambda: not added(), 35)
+    until("the conflict is reported", add_until_reported, 100)
+    assert "demo-peers" in demo.condition("Degraded", "message")
+    calm = audit.settle()
+    holds("the key stays", added, 33, every_s=3)
+    writes = [call.line for call in calm.since(USER)
+              if call.name == "demo-peers" and call.verb == "patch"]  # fmt: skip
+    assert len(writes) <= 1, f"a fight: {writes}"
+    kubectl.patch(NAMESPACE, "configmap", "demo-peers", {"data": {"added": None}})
+    until("the report ends", lambda: demo.condition("Degraded") == "False", 35)
+    demo.wait_settled()

@@ -11,8 +11,8 @@ import pytest
 from conftest import NAMESPACE
 from e2e_dss import Cluster, Ledger, Traffic
 from e2e_faults import WRITES, AuditLog
-from e2e_kubectl import Kubectl, Object, pod_ready, say, until
-from e2e_operator import TICK_S, USER, Operator
+from e2e_kubectl import Kubectl, Object, holds, pod_ready, say, until
+from e2e_operator import TICK_S, USER
 
 pytestmark = pytest.mark.kube
 
@@ -152,14 +152,18 @@ def test_pods_deleted__leader_and_others_at_once__nothing_is_lost(demo: Cluster)
     assert traffic.longest_gap_s["queue"] < 15
 
 
-def test_paused__drift_stays_until_it_is_resumed(demo: Cluster, operator: Operator) -> None:
+def test_paused__drift_stays_until_it_is_resumed(demo: Cluster) -> None:
+    def budget() -> Object | None:
+        return demo.kubectl.find("-n", NAMESPACE, "pdb", "demo-cache")
+
     demo.patch({"paused": True})
     until("the operator has seen it", lambda: demo.condition("Progressing", "reason") == "Paused")
     demo.kubectl("-n", NAMESPACE, "delete", "pdb", "demo-cache")
-    time.sleep(3)
-    assert demo.kubectl.find("-n", NAMESPACE, "pdb", "demo-cache") is None
+    demo.annotate(**{"dss.io/test-poke": "1"})  # the budget's end alone wakes nobody
+    holds("the budget stays away", lambda: budget() is None, 8)
+    demo.annotate(**{"dss.io/test-poke": None})
     demo.patch({"paused": False})
-    until("the budget is back", lambda: demo.kubectl.find("-n", NAMESPACE, "pdb", "demo-cache"))
+    until("the budget is back", budget)
     demo.wait_settled()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from conftest import NAMESPACE
 from e2e_dss import Cluster
@@ -60,6 +62,5 @@ def test_leader_in_status__is_the_one_that_the_nodes_name(demo: Cluster) -> None
 def test_events__tell_the_way_to_ready_once(demo: Cluster) -> None:
     events = demo.events()
     assert any(event["message"].startswith("Ready is True") for event in events)
-    for event in events:
-        repeated = event.get("count") or (event.get("series") or {}).get("count") or 1
-        assert repeated <= 3, f"repeated {repeated} times: {event['reason']} {event['message']}"
+    told = Counter((event["reason"], event["message"]) for event in events)
+    assert told.most_common(1)[0][1] <= 2, told.most_common(3)
