@@ -20,6 +20,22 @@ EXACT_MAPS: Final = frozenset(
     {"data", "binaryData", "selector", "matchLabels", "nodeSelector", "limits", "requests"}
 )
 """Maps in which a key that was not declared changes what the object does."""
+POD_ADDITIONS: Final = frozenset(
+    {
+        "affinity", "dnsConfig", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostUsers",
+        "imagePullSecrets", "initContainers", "nodeName", "nodeSelector", "priorityClassName",
+        "readinessGates", "runtimeClassName", "shareProcessNamespace", "tolerations", "volumes",
+    }
+)  # fmt: skip
+"""Fields of a pod template that no API server fills in: who added one changed the pods."""
+CONTAINER_ADDITIONS: Final = frozenset(
+    {
+        "args", "command", "env", "envFrom", "lifecycle", "livenessProbe", "ports",
+        "readinessProbe", "securityContext", "startupProbe", "stdin", "tty", "volumeDevices",
+        "volumeMounts", "workingDir",
+    }
+)  # fmt: skip
+"""Likewise of a container."""
 QUANTITIES: Final = frozenset({"limits", "requests", "sizeLimit"})
 """Below these, 1Gi and 1024Mi are the same."""
 ITEM_KEYS: Final = ("name", "mountPath", "uid", "topologyKey", "port", "containerPort")
@@ -92,10 +108,19 @@ def _compare_maps(
     for key, value in declared.items():
         if not (path == () and key in IGNORED):
             _compare(value, live.get(key, _blank(value)), (*path, key), found)
+    for key in sorted(live.keys() - declared.keys()):
+        if _is_addition(path, key) and not _empty(live[key]):
+            found.append(Difference((*path, key), extra=True))
+
+
+def _is_addition(path: Path, key: str) -> bool:
+    """Whether a field that was not declared is more than a default of the API server's."""
     if path and path[-1] in EXACT_MAPS:
-        for key in live:
-            if key not in declared:
-                found.append(Difference((*path, key), extra=True))
+        return True
+    if path[-2:] == ("template", "spec"):
+        return key in POD_ADDITIONS
+    in_container = len(path) > 1 and path[-2] in ("containers", "initContainers")
+    return in_container and key in CONTAINER_ADDITIONS
 
 
 def _blank(value: Any) -> Any:

@@ -95,6 +95,18 @@ def _more_environment(obj: Object) -> None:
     container["env"].append({"name": "EXTRA", "value": "1"})
 
 
+def _host_network(obj: Object) -> None:
+    obj["spec"]["template"]["spec"]["hostNetwork"] = True
+
+
+def _init_container(obj: Object) -> None:
+    obj["spec"]["template"]["spec"]["initContainers"] = [{"name": "x", "image": "x"}]
+
+
+def _command(obj: Object) -> None:
+    obj["spec"]["template"]["spec"]["containers"][0]["command"] = ["sleep", "1"]
+
+
 def _replicas(obj: Object) -> None:
     obj["spec"]["replicas"] = 5
 
@@ -135,6 +147,9 @@ DRIFT = [
     ("services", "demo-lock", _no_label),
     ("statefulsets", "demo-lock", _environment),
     ("statefulsets", "demo-lock", _more_environment),
+    ("statefulsets", "demo-lock", _host_network),
+    ("statefulsets", "demo-lock", _init_container),
+    ("statefulsets", "demo-lock", _command),
     ("statefulsets", "demo-queue", _replicas),
     ("statefulsets", "demo-cache", _image),
     ("configmaps", "demo-peers", _data),
