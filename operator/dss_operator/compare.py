@@ -7,12 +7,12 @@ it counts too, as `Extra`. What must not live here: what is done about it (plan.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
+
+from dss.topology.kube.quantity import canonical
 
 Path = tuple[str | int, ...]
 
@@ -44,12 +44,6 @@ OPEN_LISTS: Final = frozenset({"ownerReferences", "finalizers", "secrets"})
 """Lists that others may add to."""
 IGNORED: Final = frozenset({"status", "managedFields", "creationTimestamp"})
 
-_QUANTITY: Final = re.compile(r"^([0-9.]+)(Ki|Mi|Gi|Ti|Pi|Ei|m|k|M|G|T|P|E)?$")
-_FACTORS: Final[dict[str, Decimal | int]] = {
-    "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
-    "E": 10**18, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60,
-}  # fmt: skip
-
 
 class Difference(msgspec.Struct, frozen=True):
     """One place where live and declared differ."""
@@ -72,14 +66,6 @@ def differences(declared: dict[str, Any], live: dict[str, Any]) -> list[Differen
     return found
 
 
-def quantity(text: object) -> Decimal | None:
-    """A Kubernetes quantity as a number; None: it is not one."""
-    match = _QUANTITY.match(str(text))
-    if match is None:
-        return None
-    return Decimal(match.group(1)) * _FACTORS.get(match.group(2) or "", 1)
-
-
 def _empty(value: Any) -> bool:
     return value is None or value is False or value in ("", 0) or value == {} or value == []
 
@@ -98,8 +84,10 @@ def _compare(declared: Any, live: Any, path: Path, found: list[Difference]) -> N
 def _same_quantity(declared: Any, live: Any, path: Path) -> bool:
     if not QUANTITIES.intersection(path):
         return False
-    number = quantity(declared)
-    return number is not None and number == quantity(live)
+    try:
+        return canonical(declared) == canonical(live)
+    except ValueError:
+        return False
 
 
 def _compare_maps(

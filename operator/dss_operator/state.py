@@ -10,13 +10,15 @@ from typing import Any, Final
 
 import msgspec
 
+from dss.topology import crd
+from dss.topology.kube import names
 from dss.topology.model import DSSCluster
 
-GROUP: Final = "dss.io"
-VERSION: Final = "v1alpha1"
-PLURAL: Final = "dssclusters"
-FIELD_MANAGER: Final = "dss-operator"
-CLUSTER_LABEL: Final = "dss.io/cluster"
+GROUP: Final = crd.GROUP
+VERSION: Final = crd.VERSION
+PLURAL: Final = crd.PLURAL
+FIELD_MANAGER: Final = names.MANAGER
+CLUSTER_LABEL: Final = names.CLUSTER_LABEL
 TEST_MODE: Final = "dss.io/test-mode"
 RESTARTED_AT: Final = "dss.io/restartedAt"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dss_operator.compare import differences, quantity, removal_patch
+from dss_operator.compare import differences, removal_patch
 
 Object = dict[str, Any]
 
@@ -110,14 +110,3 @@ def test_removal_patch_inside_a_list__replaces_the_outermost_list() -> None:
     live = {"spec": {"containers": [{"name": "c", "env": [{"name": "a"}, {"name": "b"}]}]}}
     patch = removal_patch(declared, differences(declared, live))
     assert patch == {"spec": {"containers": declared["spec"]["containers"]}}
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("1", 1), ("250m", "0.25"), ("1Ki", 1024), ("1.5Gi", 1610612736), ("1e3", None), ("x", None)],
-)
-def test_quantity__as_the_api_server_reads_it(text: str, number: object) -> None:
-    found = quantity(text)
-    assert (str(float(found)) if found is not None else None) == (
-        str(float(str(number))) if number is not None else None
-    )
