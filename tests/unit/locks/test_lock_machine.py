@@ -99,6 +99,15 @@ def test_expiry_lost_on_its_way__is_proposed_again_but_not_at_once():
     assert world.machine.due(1_000 + limits.EXPIRY_RETRY_MS) == [ExpireSessions([(sid(1), 0)])]
 
 
+def test_expiry_lost_with_a_leader_whose_time_ran_ahead__is_due_again_in_time():
+    world = World(sessions=1, ttl_ms=1_000)
+    assert len(world.machine.due(60_000)) == 1  # lost with that leader
+    world.machine.leader_changed(world.index + 1, 2_000)
+    world.machine.check_invariants()
+    assert world.machine.next_due_ms() <= 3_000
+    assert world.machine.due(3_000) == [ExpireSessions([(sid(1), 0)])]
+
+
 def test_many_sessions_due_at_once__end_in_bounded_batches():
     count = limits.EXPIRY_BATCH_MAX + 1
     machine = LockMachine()

@@ -70,6 +70,7 @@ class LockMachine(LockAcquiring):
         super().__init__()
         self.codec: CommandCodec = LOG_CODEC
         self.expirations = 0
+        self._put_off: dict[int, Due] = {}
         self._handlers: dict[type, Callable[[Any, int], Result]] = {
             Acquire: self._acquire,
             AcquireMany: self._acquire_many,
@@ -114,10 +115,16 @@ class LockMachine(LockAcquiring):
         return wakes
 
     def leader_changed(self, index: int, log_ms: int) -> None:
-        """Every session has its full TTL from here; O(1), whatever their number."""
+        """Every session has its full TTL from here, whatever their number."""
         self._index = index
         self._now_ms = log_ms
         self._floor_ms = log_ms
+        # A deposed leader's log time may have run ahead: what it put off by it is due as it was.
+        for what in self._put_off.values():
+            when = self._when(what)
+            if when is not None:
+                self._push_due(when, what)
+        self._put_off.clear()
 
     def snapshot(self) -> bytes:
         """See core.machine.Machine.snapshot. Equal states give equal bytes."""
@@ -127,6 +134,7 @@ class LockMachine(LockAcquiring):
         """See core.machine.Machine.restore. Raises CorruptData for anything else's bytes."""
         snapshots.decode_into(self, data)
         self._wakes = []
+        self._put_off.clear()
 
     # --- sessions -----------------------------------------------------------------------
 
@@ -350,6 +358,13 @@ class LockMachine(LockAcquiring):
             again.append((log_ms + EXPIRY_RETRY_MS, what))
         for at_ms, what in again:
             self._push_due(at_ms, what)
+            self._put_off[self._due_ticket] = what
+        if len(self._put_off) > 2 * EXPIRY_BATCH_MAX:
+            self._put_off = {
+                number: what
+                for number, what in self._put_off.items()
+                if (when := self._when(what)) is not None and when <= log_ms
+            }
         commands: list[Any] = []
         if sessions:
             commands.append(ExpireSessions(sessions))
