@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,12 +51,25 @@ def test_paths__each_service_and_each_colon_route_reaches_a_node_of_its_role(
     assert "/v1/locks:stream" in paths
     for path, described in paths.items():
         assert described["pathType"] == ("Exact" if ":" in path else "Prefix"), path
-        answer = http("GET", ingress + path, host=HOST, token=demo.token("client"))
+        status, body = probe(ingress + path, demo.token("client"))
         # A node answers; the controller alone would give 404 without a body of ours.
-        assert answer.status in (200, 400, 404, 405, 426), (path, answer.status, answer.body)
-        if answer.status >= 400:
-            assert "wrong_role" not in answer.body.decode(), path
-            assert b'"code"' in answer.body or path.endswith(":stream"), (path, answer.body)
+        assert status in (200, 400, 404, 405, 422, 426), (path, status, body)
+        if status >= 400:
+            assert "wrong_role" not in body, path
+            assert '"code"' in body or path.endswith(":stream"), (path, body)
+
+
+def probe(url: str, token: str) -> tuple[int, str]:
+    """The status of a GET, and the body of a refusal; an event stream is not waited for."""
+    headers = {"Host": HOST, "Authorization": f"Bearer {token}"}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=15
+        ) as response:
+            return response.status, ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def test_paths__what_is_not_for_clients_is_not_published(ingress: str) -> None:
@@ -79,7 +94,8 @@ def test_long_waits__a_receive_an_acquire_and_idle_streams_outlive_the_controlle
                       for _ in range(2))  # fmt: skip
     lock, body = "/v1/locks/e2e-long/acquire", {"mode": "exclusive"}
     assert ask(lock, body | {"session": holder})[0] == 200
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
+        told = pool.submit(events_for, ingress, token, LONG_MS / 1_000)
         received = pool.submit(ask, f"{path}/receive", {"max": 1, "wait_ms": LONG_MS})
         acquired = pool.submit(ask, lock, body | {"session": waiter, "wait_ms": LONG_MS})
         streamed = pool.submit(asyncio.run, _idle_streams(ingress, token, LONG_MS / 1_000))
@@ -89,8 +105,24 @@ def test_long_waits__a_receive_an_acquire_and_idle_streams_outlive_the_controlle
         status, answer, took = acquired.result()
         assert (status, answer["code"]) == (409, "lock_timeout")  # type: ignore[index]
         assert LONG_MS / 1_000 - 1 <= took < LONG_MS / 1_000 + 5
+        assert told.result() >= 2, "a comment every ten seconds, and no end"
         for path, statuses in streamed.result().items():
             assert [status // 100 for status in statuses] == [2, 2], (path, statuses)
+
+
+def events_for(ingress: str, token: str, seconds: float) -> int:
+    """Lines that an event stream sent in that time, at the end of which it is still open."""
+    url = f"{ingress}/v1/locks:events?prefix=e2e-nobody"
+    headers = {"Host": HOST, "Authorization": f"Bearer {token}"}
+    end, lines = time.monotonic() + seconds, 0
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers=headers), timeout=15
+    ) as response:
+        while time.monotonic() < end:
+            line = response.readline()
+            assert line, f"the event stream ended after {lines} lines"
+            lines += line.startswith(b":")
+    return lines
 
 
 STREAMS: dict[str, tuple[tuple[str, Args], tuple[str, Args]]] = {
