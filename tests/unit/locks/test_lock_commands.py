@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from lock_world import sid
+from machine_world import sid
 
 from dss.base.errors import Invalid
 from dss.core.locks.commands import CLIENT_CODEC, LOG_CODEC, READ_OPS, Acquire

@@ -1,6 +1,6 @@
 """Deadlocks: found when they come about, the last who came is told, the others go on."""
 
-from lock_world import World, sid
+from machine_world import World, sid
 
 from dss.core.locks import waits as waits_module
 from dss.core.locks.commands import Acquire

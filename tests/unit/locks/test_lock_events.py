@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from lock_fakes import FakeConsensus, ListSink
-from lock_world import World, sid
+from machine_world import World, sid
 from test_lock_http import (
     acquire,
     answers,

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from aiohttp import WSMsgType
 from lock_fakes import FakeConsensus, FakeTransport
-from lock_world import sid
+from machine_world import sid
 
 from dss.api import stream as stream_module
 from dss.api.app import build_app, serve

@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from lock_world import World, sid
+from machine_world import World, sid
 
 from dss.base import limits
 from dss.base.errors import CorruptData

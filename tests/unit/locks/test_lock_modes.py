@@ -4,7 +4,7 @@ from base64 import b64decode
 from zlib import decompress
 
 import pytest
-from lock_world import World, sid
+from machine_world import World, sid
 
 from dss.base import limits
 from dss.core.locks import lines as lines_module

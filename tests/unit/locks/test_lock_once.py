@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from lock_world import World, sid
+from machine_world import World, sid
 
 from dss.base import limits
 from dss.core.locks.commands import (

@@ -10,7 +10,7 @@ import lock_model
 import msgspec
 import pytest
 from lock_model import Model
-from lock_world import sid
+from machine_world import sid
 
 from dss.core.locks import keys as keys_module
 from dss.core.locks import once as once_module

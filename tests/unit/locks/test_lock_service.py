@@ -3,7 +3,7 @@ import asyncio
 import msgspec
 import pytest
 from lock_fakes import FakeConsensus, FakeTransport, ListSink
-from lock_world import sid
+from machine_world import sid
 
 from dss.base.errors import Invalid, NoQuorum
 from dss.core.locks.commands import (
