@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from hashlib import sha256
 
 import aiohttp
 import msgspec
@@ -12,19 +13,20 @@ from machine_world import sid
 
 from dss.api import stream as stream_module
 from dss.api.app import build_app, serve
+from dss.api.auth import Guard
 from dss.api.locks import routes
 from dss.api.stream import close_streams
 from dss.base.limits import STREAM_MESSAGE_BYTES_MAX
 from dss.drivers.locks import LockService
 from dss.observe.metrics import Registry
-from dss.topology.nodes import NodeConfig, NodeSpec
+from dss.topology.nodes import NodeConfig, NodeSpec, TokenSpec
 
 pack = msgspec.msgpack.encode
 unpack = msgspec.msgpack.decode
 
 
 @asynccontextmanager
-async def server():
+async def server(guard=None):
     consensus = FakeConsensus()
     service = LockService(consensus, FakeTransport(), read_timeout_ms=100)
     config = NodeConfig(
@@ -39,6 +41,7 @@ async def server():
         readiness=service.readiness,
         registry=Registry(),
         cluster=dict,
+        guard=guard,
     )
     app.on_shutdown.append(close_streams)
     await service.start()
@@ -536,3 +539,28 @@ async def test_idempotency_key_of_a_wait__the_repeat_joins_it(consensus, http, a
     assert answer[0] == 200
     assert await keyed(http, "/v1/locks/a/acquire", body, "k") == answer
     assert consensus.lock_machine.held == 1
+
+
+def test_http_break_with_tokens__an_administrators_alone_and_it_is_audited(caplog):
+    tokens = [
+        TokenSpec(name, sha256(name.encode()).hexdigest(), role)
+        for name, role in (("ops", "admin"), ("app", "client"))
+    ]
+    caplog.set_level("INFO", logger="dss.locks")
+
+    async def run():
+        async with asyncio.timeout(10), server(Guard(tokens)) as (_, http, _):
+            http.headers["Authorization"] = "Bearer app"
+            me = await session_of(http, "worker-7")
+            assert (await post(http, "/v1/locks/a/acquire", {"session": me}))[0] == 200
+            status, problem = await post(http, "/v1/locks/a", method="DELETE")
+            assert (status, problem["code"]) == (403, "forbidden")
+            http.headers["Authorization"] = "Bearer ops"
+            assert (await post(http, "/v1/locks/a?reason=night", method="DELETE"))[0] == 200
+            _, past = await get(http, "/v1/locks/a/history")
+            assert past["items"][0]["ended"] == "broken by ops: night"
+
+    asyncio.run(run())
+    [line] = [record for record in caplog.records if record.getMessage() == "lock_broken"]
+    assert "ops" in str(vars(line))
+    assert "worker-7" in str(vars(line))
