@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint generate sim zoo bench e2e-compose e2e-kube e2e-kube-full clean
+.PHONY: help up test lint generate sim zoo fuzz faults bench bench-locks e2e-compose e2e-kube e2e-kube-full clean
 
 help:
 	@echo "make up            start a cluster on this machine: 3 lock, 3 queue, 2 cache nodes"
@@ -16,7 +16,10 @@ help:
 	@echo "make lint          ruff, mypy, layers, generated files up to date"
 	@echo "make generate      write the generated files (compose, .env.example, Prometheus)"
 	@echo "make sim           many simulated seeds       make bench   speed, beside etcd"
+	@echo "make bench-locks   the locks beside etcd and PySyncObj, and whether they reach their goals"
 	@echo "make zoo           find every planted bug anew (the simulator's own test)"
+	@echo "make fuzz          20,000 requests from the nodes' own OpenAPI documents"
+	@echo "make faults        the longer faults of real nodes (a short choice is in make test)"
 	@echo "make e2e-compose   the Docker Compose stack, for real"
 	@echo "make e2e-kube      the operator and its clusters on the Kubernetes of your KUBECONFIG"
 	@echo "make e2e-kube-full the same, with the operator killed at every one of its API calls"
@@ -28,7 +31,14 @@ up: $(VENV)/.installed
 	@exec $(BIN)/dss up $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not sim and not compose and not kube" $(ARGS)
+	$(BIN)/python -m pytest -m "not sim and not fuzz and not faults and not compose and not kube" $(ARGS)
+
+# FUZZ_CASES (20000) and FUZZ_SEED (1) may be set in the environment.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m fuzz -s tests/fuzz $(ARGS)
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m faults -s tests/processes $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -50,6 +60,11 @@ zoo: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m bench $(ARGS)
+
+# The locks alone, beside etcd and PySyncObj; about six minutes (ARGS=--quick: one).
+bench-locks: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m bench.locks $(ARGS)
 
 e2e-compose: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m compose -s tests/compose $(ARGS)

@@ -148,7 +148,7 @@ async def _dss(
     made: list[Workload] = []
     if "locks" in only:
         leader = await cluster.lock_leader(http.session)
-        stream, plain = StreamLocks(leader), HttpLocks(http, leader)
+        stream, plain = StreamLocks([leader]), HttpLocks(http, leader)
         stack.push_async_callback(stream.close)
         for n in IN_FLIGHT:
             made.append(Workload(f"stream-{n}", "DSS locks, stream", "cycles", n, stream.cycle))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from yarl import URL
 
 from bench.processes import Started, children, free_base_port, node_id, wait_ready
 from dss.base.errors import DssError
+from dss.base.limits import WAIT_MS_MAX
 from dss.client.stream import LockStream
 
 LOCK_OFFSETS = (1, 2, 3)
@@ -100,27 +102,51 @@ class Http:
 
 
 class StreamLocks:
-    """Acquire and release of a name of one's own, over the stream; a session per worker."""
+    """Acquire and release over the stream; a session per worker."""
 
-    def __init__(self, url: str) -> None:
-        self._stream = LockStream([url])
+    def __init__(self, urls: list[str]) -> None:
+        self._stream = LockStream(urls)
         self._sessions: dict[int, str] = {}
+        self._line: deque[int] = deque()
+        self.out_of_turn = 0
+        """Grants of `hand_off` that did not go to the one who had waited longest."""
 
-    async def _ask(self, op: str, args: dict[str, Any]) -> Any:
+    async def ask(self, op: str, args: dict[str, Any]) -> Any:
         try:
             status, body = await self._stream.request(op, args)
         except DssError as error:
             raise RuntimeError(f"{op}: {error.code} {error.message}") from error
         return _checked(status, body, op)
 
-    async def cycle(self, worker: int, n: int) -> int:
+    async def session(self, worker: int) -> str:
+        """The worker's session."""
         session = self._sessions.get(worker)
         if session is None:
-            made = await self._ask("session.create", {"ttl_ms": SESSION_TTL_MS})
+            made = await self.ask("session.create", {"ttl_ms": SESSION_TTL_MS})
             session = self._sessions[worker] = made["session"]
+        return session
+
+    async def cycle(self, worker: int, n: int) -> int:
+        """A name of one's own."""
+        session = await self.session(worker)
         name = f"bench/{worker}/{n}"
-        held = await self._ask("acquire", {"session": session, "name": name})
-        await self._ask("release", {"session": session, "name": name, "token": held["token"]})
+        held = await self.ask("acquire", {"session": session, "name": name})
+        await self.ask("release", {"session": session, "name": name, "token": held["token"]})
+        return 1
+
+    async def hand_off(self, worker: int, n: int) -> int:
+        """One lock for all workers."""
+        session = await self.session(worker)
+        wanted = {"session": session, "name": "bench/one", "wait_ms": WAIT_MS_MAX}
+        self._line.append(worker)
+        held = await self.ask("acquire", wanted)
+        if self._line[0] == worker:
+            self._line.popleft()
+        else:
+            self.out_of_turn += 1
+            self._line.remove(worker)
+        token = held["token"]
+        await self.ask("release", {"session": session, "name": "bench/one", "token": token})
         return 1
 
     async def close(self) -> None:

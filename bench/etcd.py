@@ -6,8 +6,12 @@ type 0 is a varint, type 2 is length-delimited. Nothing else of protobuf is need
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Its fork handlers only complain of the processes that we start.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc.aio  # type: ignore[import-untyped]
 
@@ -72,23 +76,38 @@ class Etcd:
     def __init__(self, binary: str, folder: Path) -> None:
         ports = free_ports(6)
         self._clients = ports[:3]
+        self._folder = folder
         peers = ports[3:]
         cluster = ",".join(f"e{i}=http://127.0.0.1:{port}" for i, port in enumerate(peers))
-        self.nodes = []
+        self._commands = []
         for i in range(3):
             client = f"http://127.0.0.1:{self._clients[i]}"
             peer = f"http://127.0.0.1:{peers[i]}"
-            self.nodes.append(
-                Started(
-                    [
-                        binary, "--name", f"e{i}", "--data-dir", str(folder / f"e{i}"),
-                        "--listen-client-urls", client, "--advertise-client-urls", client,
-                        "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-                        "--initial-cluster", cluster, "--log-level", "error",
-                    ],
-                    folder / f"e{i}.log",
-                )
+            self._commands.append(
+                [
+                    binary, "--name", f"e{i}", "--data-dir", str(folder / f"e{i}"),
+                    "--listen-client-urls", client, "--advertise-client-urls", client,
+                    "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+                    "--initial-cluster", cluster, "--log-level", "error",
+                ]
             )  # fmt: skip
+        self.nodes = [self._start(i) for i in range(3)]
+
+    def _start(self, i: int) -> Started:
+        return Started(self._commands[i], self._folder / f"e{i}.log")
+
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{port}" for port in self._clients]
+
+    def kill(self, address: str) -> int:
+        """kill -9 of the node at `address`; its number, for `restart`."""
+        i = self.addresses().index(address)
+        self.nodes[i].kill()
+        return i
+
+    async def restart(self, i: int) -> None:
+        self.nodes[i] = self._start(i)
+        await wait_ready([f"http://{self.addresses()[i]}/health"], self.nodes[i])
 
     async def ready(self) -> None:
         for port, node in zip(self._clients, self.nodes, strict=True):
@@ -96,7 +115,9 @@ class Etcd:
 
     async def leader(self) -> str:
         """The leader's client address: the DSS client goes to its leader too."""
-        for port in self._clients:
+        for port, node in zip(self._clients, self.nodes, strict=True):
+            if node.process.poll() is not None:
+                continue
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 status = channel.unary_unary(
                     "/etcdserverpb.Maintenance/Status",
@@ -128,17 +149,31 @@ class EtcdLocks:
         self._unlock = make("/v3lockpb.Lock/Unlock")
         self._leases: dict[int, int] = {}
 
-    async def cycle(self, worker: int, n: int) -> int:
+    async def lease(self, worker: int) -> int:
+        """The worker's lease."""
         lease = self._leases.get(worker)
         if lease is None:
             answer = await self._grant(_int_field(1, LEASE_TTL_S))
             granted = answer[2]
             assert isinstance(granted, int)
             lease = self._leases[worker] = granted
-        name = f"bench/{worker}/{n}".encode()
-        answer = await self._lock(_bytes_field(1, name) + _int_field(2, lease))
+        return lease
+
+    async def acquire(self, name: str, lease: int) -> bytes:
+        """Wait for the lock; the key that releases it."""
+        answer = await self._lock(_bytes_field(1, name.encode()) + _int_field(2, lease))
         key = answer[2]
         assert isinstance(key, bytes)
+        return key
+
+    async def cycle(self, worker: int, n: int) -> int:
+        key = await self.acquire(f"bench/{worker}/{n}", await self.lease(worker))
+        await self._unlock(_bytes_field(1, key))
+        return 1
+
+    async def hand_off(self, worker: int, n: int) -> int:
+        """One lock for all workers."""
+        key = await self.acquire("bench/one", await self.lease(worker))
         await self._unlock(_bytes_field(1, key))
         return 1
 

@@ -46,13 +46,16 @@ async def measure(workload: Workload, seconds: float) -> None:
     """One round of `workload`, its result appended. Latencies are those of whole cycles."""
     await _run(workload, WARM_UP_S)
     units, latencies, elapsed = await _run(workload, seconds)
+    workload.rounds.append(summary(units, latencies, elapsed))
+
+
+def summary(units: int, latencies: list[float], elapsed_s: float) -> Round:
+    """Rate and percentiles; `latencies` in s, in any order, at least one."""
     latencies.sort()
-    workload.rounds.append(
-        Round(
-            per_s=units / elapsed,
-            p50_ms=1_000 * latencies[len(latencies) // 2],
-            p99_ms=1_000 * latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)],
-        )
+    return Round(
+        per_s=units / elapsed_s,
+        p50_ms=1_000 * latencies[len(latencies) // 2],
+        p99_ms=1_000 * latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)],
     )
 
 

@@ -23,11 +23,17 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Started:
     """A child process whose output goes to a file, stopped with SIGTERM, then SIGKILL."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.log = log
         self._out: IO[bytes] = log.open("wb")
         self.process = subprocess.Popen(
-            list(arguments), stdout=self._out, stderr=subprocess.STDOUT, cwd=cwd
+            list(arguments), stdout=self._out, stderr=subprocess.STDOUT, cwd=cwd, env=env
         )
 
     @property
@@ -40,6 +46,12 @@ class Started:
             raise RuntimeError(
                 f"{self.process.args!r} ended with {self.process.returncode}:\n{tail}"
             )
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait()
+        self._out.close()
 
     def stop(self) -> None:
         if self.process.poll() is None:
