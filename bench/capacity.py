@@ -23,7 +23,7 @@ from dss.base.limits import (
     SESSION_TTL_MS_MAX,
     STREAM_IN_FLIGHT_MAX,
 )
-from dss.client.locks import KEEPALIVES_PER_TTL
+from dss.client.sessions import KEEPALIVES_PER_TTL
 from dss.core.locks.commands import LOG_CODEC, Acquire, Release, SessionCreate
 from dss.core.machine import join_items
 from dss.core.raft.messages import COMMAND, Entry

@@ -1,7 +1,14 @@
 """The SDK: `from dss.client import connect`. Imports only `dss.base`, aiohttp and msgspec."""
 
 from dss.client.client import Client, connect
-from dss.client.locks import Held, Session
+from dss.client.election import Election, Leader
+from dss.client.handles import LockHandle, RwLock
+from dss.client.held import Guard, Held, LockLost
+from dss.client.lock_calls import clock_s
 from dss.client.queues import Message, Queue
+from dss.client.sessions import Session
 
-__all__ = ["Client", "Held", "Message", "Queue", "Session", "connect"]
+__all__ = [
+    "Client", "Election", "Guard", "Held", "Leader", "LockHandle", "LockLost", "Message", "Queue",
+    "RwLock", "Session", "clock_s", "connect",
+]  # fmt: skip

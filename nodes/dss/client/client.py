@@ -11,19 +11,26 @@ What must not live here: anything but putting the parts together.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import aiohttp
 
 from dss.base.limits import SESSION_TTL_MS_DEFAULT
 from dss.client.caches import Cache
 from dss.client.calls import Calls
-from dss.client.locks import LockHandle, Locks, Session
+from dss.client.election import Election
+from dss.client.handles import LockHandle, RwLock
+from dss.client.lock_calls import LockCalls
+from dss.client.locks import Locks, Want
 from dss.client.nodes import Nodes, endpoints_of
 from dss.client.queues import Queue
 from dss.client.requests import Requests
+from dss.client.sessions import Session
 from dss.client.stream import LockStream
 
 DEFAULT_TTL_S = SESSION_TTL_MS_DEFAULT / 1_000
@@ -32,9 +39,11 @@ DEFAULT_TTL_S = SESSION_TTL_MS_DEFAULT / 1_000
 class Client:
     """A connected client; get one from `connect`. It belongs to one event loop."""
 
-    def __init__(self, http: aiohttp.ClientSession, nodes: Nodes, locks: Locks) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, nodes: Nodes, requests: Requests, locks: Locks
+    ) -> None:
         self._locks = locks
-        self._requests = Requests(http, nodes)
+        self._requests = requests
         self._queues = Calls(http, nodes, "queue", "/v1/queues:stream")
         self._caches = Calls(http, nodes, "cache", "/v1/cache:stream")
         self.cache = Cache(self._caches, self._requests)
@@ -49,9 +58,12 @@ class Client:
         name: str,
         *,
         ttl: float = DEFAULT_TTL_S,
-        wait: float = 5.0,
+        wait: float | None = 5.0,
         shared: bool = False,
+        priority: int = 0,
+        confirm: float = 0.0,
         session: Session | None = None,
+        owner: str = "",
     ) -> LockHandle:
         """A lock, held inside `async with client.lock(name) as held`.
 
@@ -59,11 +71,74 @@ class Client:
             name: up to 256 bytes of UTF-8.
             ttl: seconds after which it is free when this process dies; kept alive until then. Locks
                 with the same ttl share one session.
-            wait: seconds to wait for it; 0 tries once.
+            wait: seconds to wait for it; 0 tries once, None waits for ever.
             shared: together with other shared holders.
+            priority: 0 to 9: each level counts as having come one second earlier.
+            confirm: the grant counts only once this client has said within so many seconds that it
+                knows of it.
             session: hold it with this session instead of the one for `ttl`.
+            owner: the same owner of the same session may hold it several times; default: each
+                handle is an owner of its own.
         """
-        return LockHandle(self._locks, name, round(ttl * 1_000), wait, shared, session)
+        args: dict[str, Any] = {"name": name}
+        if shared:
+            args["mode"] = "shared"
+        if confirm:
+            args["confirm_ms"] = round(confirm * 1_000)
+        want = _want("acquire", (name,), args, ttl, wait, priority, session)
+        mode = "shared" if shared else "exclusive"
+        return LockHandle(self._locks, replace(want, mode=mode, confirm_s=confirm), owner)
+
+    def locks(
+        self,
+        names: Sequence[str],
+        *,
+        ttl: float = DEFAULT_TTL_S,
+        wait: float | None = 5.0,
+        priority: int = 0,
+        session: Session | None = None,
+    ) -> LockHandle:
+        """All of these locks, or none: `held.tokens` by name. Their order does not matter."""
+        args = {"locks": list(names)}
+        want = _want("acquire_many", tuple(names), args, ttl, wait, priority, session)
+        return LockHandle(self._locks, want)
+
+    def rwlock(
+        self,
+        name: str,
+        *,
+        ttl: float = DEFAULT_TTL_S,
+        wait: float | None = 5.0,
+        priority: int = 0,
+        session: Session | None = None,
+    ) -> RwLock:
+        """`async with client.rwlock(name).read() as held`, or `.write()`."""
+        writer = _want("acquire", (name,), {"name": name}, ttl, wait, priority, session)
+        reader = replace(writer, args={**writer.args, "mode": "shared"}, mode="shared")
+        return RwLock(reader, writer, self._locks)
+
+    def semaphore(
+        self,
+        name: str,
+        *,
+        limit: int,
+        permits: int = 1,
+        ttl: float = DEFAULT_TTL_S,
+        wait: float | None = 5.0,
+        priority: int = 0,
+        session: Session | None = None,
+    ) -> LockHandle:
+        """`permits` of `limit`, which all who use it must name alike (409 `limit_mismatch`)."""
+        args = {"name": name, "mode": "semaphore", "limit": limit, "permits": permits}
+        want = _want("acquire", (name,), args, ttl, wait, priority, session)
+        return LockHandle(self._locks, replace(want, mode="semaphore"))
+
+    def election(
+        self, name: str, *, ttl: float = DEFAULT_TTL_S, wait: float | None = None, priority: int = 0
+    ) -> Election:
+        """One leader among all that campaign under `name`; nobody leads longer than `ttl` dead."""
+        want = _want("acquire", (name,), {"name": name}, ttl, wait, priority, None)
+        return Election(self._locks, want)
 
     @asynccontextmanager
     async def session(self, ttl: float = DEFAULT_TTL_S) -> AsyncIterator[Session]:
@@ -97,12 +172,28 @@ async def connect(
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
         nodes = Nodes(http, endpoints_of(endpoints))
-        stream = LockStream(nodes.locks, http=http)
-        locks = Locks(stream, name)
-        client = Client(http, nodes, locks)
+        requests = Requests(http, nodes)
+        stream = LockStream(nodes.locks, http=http, on_push=lambda _, body: locks.pushed(body))
+        locks = Locks(LockCalls(stream, requests), name)
+        client = Client(http, nodes, requests, locks)
         try:
             yield client
         finally:
             await client.close()
             await locks.close()
             await stream.close()
+
+
+def _want(
+    op: str,
+    names: tuple[str, ...],
+    args: dict[str, Any],
+    ttl: float,
+    wait: float | None,
+    priority: int,
+    session: Session | None,
+) -> Want:
+    if priority:
+        args["priority"] = priority
+    wait_s = math.inf if wait is None else wait
+    return Want(op, names, args, ttl_ms=round(ttl * 1_000), own=session, wait_s=wait_s)

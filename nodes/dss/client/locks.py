@@ -1,9 +1,9 @@
-"""`client.lock(...)` and `client.session(...)`: sessions kept alive, locks held and given back.
+"""Acquiring and releasing for the handles, exactly once; the client's sessions by TTL.
 
-A holder is `(session, owner)`: each lock handle is its own owner, so two tasks of one client
-exclude each other. When the outcome of an acquire or a release is unknown, its session is
-retired: it takes no further locks and ends with its last one, which frees whatever the lost
-request may have left. What must not live here: connections (stream), HTTP.
+A holder is `(session, owner)`: each acquire is its own owner, so two tasks of one client exclude
+each other. Commands carry sequence numbers: a lost answer is asked for again. What a caller has
+given up (cancelled, or no answer) is undone in the background: its wait is ended, and what was
+granted after all is released. What must not live here: connections, what users call (handles.py).
 """
 
 from __future__ import annotations
@@ -11,153 +11,77 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import time
-from collections.abc import Callable
-from types import TracebackType
+import math
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dss.base.errors import Conflict, DssError, Indeterminate, Unavailable
 from dss.base.limits import WAIT_MS_MAX
-from dss.client.errors import REPEATABLE, error_of
-from dss.client.stream import LockStream
+from dss.client.errors import REPEATABLE
+from dss.client.held import Held
+from dss.client.lock_calls import PAUSE_S, LockCalls, clock_s
+from dss.client.sessions import Session
 
-KEEPALIVES_PER_TTL: Final = 3
-"""Two lost keepalives in a row still leave the session alive."""
-DRIFT: Final = 0.001
-"""Clocks may run apart by 1,000 ppm: a holder stops trusting its lock that much early."""
-PAUSE_S: Final = 0.1
-"""Between repeated requests when the node does not say how long."""
 RELEASE_S: Final = 5.0
 """How long a release is repeated while there is no quorum."""
-
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def clock_s() -> float:
-    """Seconds that go on while the machine is suspended: leases elsewhere do, too."""
-    return time.clock_gettime(_CLOCK)
+CLOSE_S: Final = 5.0
+"""For what is being undone when the client closes: sessions end, so nothing stays held."""
 
 
-class Session:
-    """A live session; get one from `client.session(ttl)`."""
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What to acquire: `op` and its arguments but session, owner and wait."""
 
-    def __init__(self, locks: Locks, session_id: str, ttl_ms: int, safe_until_s: float) -> None:
-        self.id = session_id
-        self.ttl_ms = ttl_ms
-        self.safe_until_s = safe_until_s
-        """On `clock_s()`: until then no node can have ended it."""
-        self.lost = False
-        self.made_by: asyncio.Task[Session] | None = None
-        """For a session shared by TTL: the task that made it."""
-        self.retired = False
-        self.holds = 0
-        self._locks = locks
-        self._task = asyncio.create_task(self._keep_alive(), name=f"dss-keepalive-{ttl_ms}")
-
-    @property
-    def is_safe(self) -> bool:
-        """What it holds is certainly still held."""
-        return not self.lost and clock_s() < self.safe_until_s
-
-    async def end(self) -> None:
-        """Give back everything it holds. It ends by itself when this cannot be said."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        if not self.lost:
-            self.lost = True
-            with contextlib.suppress(DssError, TimeoutError):
-                async with asyncio.timeout(RELEASE_S):
-                    await self._locks.ask("session.end", {"session": self.id})
-
-    async def _keep_alive(self) -> None:
-        pause_s = self.ttl_ms / 1_000 / KEEPALIVES_PER_TTL
-        wait_s = pause_s
-        while True:
-            await asyncio.sleep(wait_s)
-            sent_s = clock_s()
-            wait_s = min(pause_s, PAUSE_S)
-            try:
-                async with asyncio.timeout(pause_s):
-                    await self._locks.ask("session.keepalive", {"session": self.id})
-            except (*REPEATABLE, Indeterminate, TimeoutError):
-                continue
-            except DssError:
-                self.lost = True
-                self._locks.forget(self)
-                return
-            self.safe_until_s = sent_s + self.ttl_ms / 1_000 * (1 - DRIFT)
-            wait_s = pause_s
+    op: str
+    names: tuple[str, ...]
+    args: dict[str, Any]
+    mode: str = "exclusive"
+    ttl_ms: int = 0
+    own: Session | None = None
+    """A session of the user's, instead of the one for `ttl_ms`."""
+    wait_s: float = math.inf
+    confirm_s: float = 0.0
 
 
-class Held:
-    """A lock that is held: pass `token` to what the lock protects."""
+@dataclass(slots=True)
+class Sessions:
+    """The sessions of a client."""
 
-    def __init__(self, name: str, token: int, session: Session, owner: str) -> None:
-        self.name = name
-        self.token = token
-        """Grows with every grant: what refuses smaller ones is safe from late holders."""
-        self.session = session
-        self.owner = owner
-
-    @property
-    def is_safe(self) -> bool:
-        """The lock is certainly still held (its session's TTL has not run out unrenewed)."""
-        return self.session.is_safe
-
-
-class LockHandle:
-    """`async with client.lock(...) as held`: acquired on entry, released on exit."""
-
-    def __init__(
-        self, locks: Locks, name: str, ttl_ms: int, wait_s: float, shared: bool, own: Session | None
-    ) -> None:
-        self._locks = locks
-        self._name = name
-        self._ttl_ms = ttl_ms
-        self._wait_s = wait_s
-        self._shared = shared
-        self._own = own
-        self._held: Held | None = None
-
-    async def __aenter__(self) -> Held:
-        if self._held is not None:
-            raise Conflict("in_use", f"this handle of lock {self._name!r} is in use: make another")
-        self._held = await self._locks.acquire(
-            self._name, self._ttl_ms, self._wait_s, self._shared, self._own
-        )
-        return self._held
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        held, self._held = self._held, None
-        assert held is not None, "exit without entry"
-        try:
-            await self._locks.release(held)
-        except DssError:
-            if error is None:  # else the body's own failure is the one to see
-                raise
+    by_ttl: dict[int, asyncio.Task[Session]] = field(default_factory=dict)
+    shared: set[Session] = field(default_factory=set)
+    """Those that locks of one TTL share; the client ends them."""
+    retired: set[Session] = field(default_factory=set)
+    """They take no new locks and end with their last one."""
+    holds: dict[Session, int] = field(default_factory=dict)
+    live: dict[str, Session] = field(default_factory=dict)
 
 
 class Locks:
-    """Sessions and locks of one client over one stream."""
+    """Sessions and locks of one client."""
 
-    def __init__(self, stream: LockStream, name: str = "") -> None:
-        self._stream = stream
+    def __init__(self, calls: LockCalls, name: str = "") -> None:
+        self.calls = calls
         self._name = name
         self._owners = itertools.count(1)
-        self._shared: dict[int, asyncio.Task[Session]] = {}
-        self._all: set[Session] = set()
-        self._endings: set[asyncio.Task[None]] = set()
+        self._sessions = Sessions()
+        self._chores: set[asyncio.Task[None]] = set()
 
-    async def ask(self, op: str, args: dict[str, Any]) -> Any:
-        """One request's body; statuses from 400 on raise their error."""
-        status, body = await self._stream.request(op, args)
-        if status >= 400:
-            raise error_of(status, body)
-        return body
+    def pushed(self, body: Any) -> None:
+        """A message the node sends unasked: sessions and locks that were lost."""
+        if not isinstance(body, dict):
+            return
+        session = self._sessions.live.get(str(body.get("session")))
+        if session is None:
+            return
+        reason = str(body.get("reason") or "unknown")
+        if body.get("event") == "session_lost":
+            session.lose(f"its session has ended ({reason})")
+            self.forget(session)
+        elif body.get("event") == "lock_lost":
+            holder = session.holders.pop((str(body["name"]), int(body["token"])), None)
+            if holder is not None:
+                holder.lose(reason)
 
     # --- sessions -------------------------------------------------------------------------
 
@@ -168,74 +92,96 @@ class Locks:
             args["name"] = self._name
         sent_s = clock_s()
         try:
-            body = await self.ask("session.create", args)
+            body = await self.calls.ask("session.create", args)
         except Indeterminate as error:
             # Nobody knows its id, so it can only run out: asking again does no harm.
             raise Unavailable(error.message) from error
-        safe_until_s = sent_s + ttl_ms / 1_000 * (1 - DRIFT)
-        session = Session(self, body["session"], ttl_ms, safe_until_s)
-        self._all.add(session)
+        session = Session(self.calls, body["session"], ttl_ms, sent_s)
+        self._sessions.live[session.id] = session
         return session
 
-    async def shared_session(self, ttl_ms: int) -> Session:
+    async def _shared_session(self, ttl_ms: int) -> Session:
         """The client's session with this TTL: one for all locks."""
-        task = self._shared.get(ttl_ms)
+        by_ttl = self._sessions.by_ttl
+        task = by_ttl.get(ttl_ms)
         if task is None:
             task = asyncio.create_task(self.open_session(ttl_ms), name="dss-session")
-            self._shared[ttl_ms] = task
+            by_ttl[ttl_ms] = task
         try:
             session = await asyncio.shield(task)
         except DssError:
-            if self._shared.get(ttl_ms) is task:
-                del self._shared[ttl_ms]
+            if by_ttl.get(ttl_ms) is task:
+                del by_ttl[ttl_ms]
             raise
-        session.made_by = task
+        if session.lost:
+            self.forget(session)
+            raise Conflict("session_expired", f"session {session.id} has ended")
+        self._sessions.shared.add(session)
         return session
 
     async def end_session(self, session: Session) -> None:
+        """End it and all that it holds."""
         self.forget(session)
-        self._all.discard(session)
+        self._sessions.live.pop(session.id, None)
         await session.end()
 
     def forget(self, session: Session) -> None:
         """No new lock is taken with it."""
-        session.retired = True
-        if self._shared.get(session.ttl_ms) is session.made_by:
-            self._shared.pop(session.ttl_ms, None)
+        task = self._sessions.by_ttl.get(session.ttl_ms)
+        if task is not None and _result(task) is session:
+            del self._sessions.by_ttl[session.ttl_ms]
         if session.lost:
-            self._all.discard(session)
+            self._sessions.live.pop(session.id, None)
+            self._sessions.shared.discard(session)
+            self._sessions.retired.discard(session)
+
+    def _hold(self, session: Session, change: int) -> None:
+        holds = self._sessions.holds
+        holds[session] = holds.get(session, 0) + change
+        if holds[session] == 0:
+            del holds[session]
+            if session in self._sessions.retired:
+                self._sessions.retired.discard(session)
+                self._sessions.shared.discard(session)
+                self._chore(self.end_session(session))
 
     def _retire(self, session: Session) -> None:
-        """Some request's outcome is unknown: end it as soon as nothing known is held."""
-        self.forget(session)
-        if session.holds == 0 and session in self._all:
-            self._all.discard(session)
-            task = asyncio.create_task(session.end(), name="dss-session-end")
-            self._endings.add(task)
-            task.add_done_callback(self._endings.discard)
+        """A release whose outcome is unknown: its session ends when nothing known is held.
+
+        A session of the user's own is not ours to end: its user is told, and decides.
+        """
+        if session in self._sessions.shared:
+            self.forget(session)
+            self._sessions.retired.add(session)
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="dss-chore")
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
     # --- locks ----------------------------------------------------------------------------
 
-    async def acquire(
-        self, name: str, ttl_ms: int, wait_s: float, shared: bool, own: Session | None
-    ) -> Held:
-        """Wait up to `wait_s`.
+    def new_owner(self) -> str:
+        """A holder that excludes all others of the client."""
+        return str(next(self._owners))
+
+    async def acquire(self, want: Want, owner: str) -> Held:
+        """Wait up to `want.wait_s`.
 
         Raises:
             Conflict: `lock_timeout`, `deadlock`, `session_expired` (of a session of one's own).
-            Indeterminate: the lock may be held by a session that is being ended.
+            Indeterminate: nobody could say whether it was granted; it is undone when one can.
         """
-        until_s = clock_s() + wait_s
+        until_s = clock_s() + want.wait_s
         renewed = False
         while True:
             try:
-                session = own or await self.shared_session(ttl_ms)
-                return await self._try_acquire(name, session, until_s, shared)
+                session = want.own or await self._shared_session(want.ttl_ms)
+                return await self._try_acquire(want, session, owner, until_s)
             except Conflict as error:
                 late = clock_s() >= until_s
-                if error.code == "session_expired" and own is None and not renewed:
+                if error.code == "session_expired" and want.own is None and not renewed:
                     renewed = True
-                    self.forget(session)
                 elif error.code != "lock_timeout" or late:
                     raise
             except REPEATABLE as error:
@@ -244,104 +190,143 @@ class Locks:
                     raise
                 await asyncio.sleep(pause_s)
 
-    async def _try_acquire(self, name: str, session: Session, until_s: float, shared: bool) -> Held:
-        owner = str(next(self._owners))
-        wait_ms = max(0, min(WAIT_MS_MAX, round((until_s - clock_s()) * 1_000)))
-        args: dict[str, Any] = {"session": session.id, "name": name, "owner": owner}
+    async def _try_acquire(self, want: Want, session: Session, owner: str, until_s: float) -> Held:
+        args = want.args | {"owner": owner}
+        wait_ms = round(1_000 * max(0.0, min(WAIT_MS_MAX / 1_000, until_s - clock_s())))
         if wait_ms:
             args["wait_ms"] = wait_ms
-        if shared:
-            args["mode"] = "shared"
-        future = self._stream.request("acquire", args)
-        session.holds += 1  # also while it waits: a retired session must not end under it
+        task = asyncio.create_task(session.do(want.op, args, until_s), name="dss-acquire")
+        self._hold(session, 1)  # also while it waits: a retired session must not end under it
         try:
-            status, body = await asyncio.shield(future)
-            if status >= 400:
-                raise error_of(status, body)
-        except asyncio.CancelledError:
-            future.add_done_callback(self._give_back(name, session, owner))
+            body = await asyncio.shield(task)
+            await self._confirm(want, session, owner, body)
+        except (asyncio.CancelledError, Indeterminate):
+            self._chore(self._undo(want, session, args, task))
             raise
-        except Indeterminate:
-            self._outcome_unknown(session)
-            self._dropped(session)
+        except DssError as error:
+            self._hold(session, -1)
+            if isinstance(error, Conflict) and error.code == "session_expired":
+                session.lose(error.message)
+                self.forget(session)
             raise
-        except DssError:
-            self._dropped(session)
-            raise
-        return Held(name, int(body["token"]), session, owner)
+        return Held(self, session, owner, _tokens(want, body), want.mode)
+
+    async def _confirm(self, want: Want, session: Session, owner: str, body: Any) -> None:
+        if not want.confirm_s:
+            return
+        args = {
+            "session": session.id, "name": want.names[0], "token": body["token"], "owner": owner,
+        }  # fmt: skip
+        until_s = clock_s() + want.confirm_s
+        await self.calls.settle("confirm", args, lambda _: until_s)
+
+    async def _undo(
+        self, want: Want, session: Session, args: dict[str, Any], task: asyncio.Task[Any]
+    ) -> None:
+        """End the wait; when the grant comes after all, release it."""
+        cancel = {"session": session.id, "name": want.names[0], "owner": args["owner"]}
+        try:
+            with contextlib.suppress(DssError):
+                await self.calls.ask("cancel", cancel)
+            while not session.lost:
+                try:
+                    body = await task
+                except (*REPEATABLE, Indeterminate):
+                    await asyncio.sleep(PAUSE_S)
+                    task = asyncio.create_task(session.do(want.op, args, clock_s()))
+                    continue
+                except DssError:
+                    return
+                held = Held(self, session, args["owner"], _tokens(want, body), want.mode)
+                self._hold(session, 1)
+                with contextlib.suppress(DssError):
+                    await self.release(held)
+                return
+        finally:
+            self._hold(session, -1)
 
     async def release(self, held: Held) -> None:
-        """Give it back.
+        """Give it back, each of several.
 
         Raises:
             Conflict: `not_holder` or `session_expired`: it was lost before.
         """
-        until_s = clock_s() + RELEASE_S
-        args = {
-            "session": held.session.id, "name": held.name, "token": held.token, "owner": held.owner,
-        }  # fmt: skip
-        unknown = False
+        held.unwatch()
         try:
-            while True:
+            for name, token in held.tokens.items():
+                args = {"name": name, "token": token, "owner": held.owner}
                 try:
-                    await self.ask("release", args)
-                    return
-                except (*REPEATABLE, Indeterminate) as error:
-                    unknown = unknown or isinstance(error, Indeterminate)
-                    pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S
-                    if clock_s() + pause_s > until_s:
-                        self._outcome_unknown(held.session)
-                        raise
-                    await asyncio.sleep(pause_s)
-                except Conflict as error:
-                    if unknown and error.code == "not_holder":
-                        return  # the release whose answer was lost had happened
+                    await held.session.do("release", args, clock_s() + RELEASE_S)
+                except (Indeterminate, asyncio.CancelledError):
+                    held.session.skip(args)
+                    self._retire(held.session)
                     raise
-        except asyncio.CancelledError:
-            self._outcome_unknown(held.session)
-            raise
+                except REPEATABLE:
+                    self._retire(held.session)
+                    raise
         finally:
-            self._dropped(held.session)
+            self._hold(held.session, -1)
 
-    @staticmethod
-    def _outcome_unknown(session: Session) -> None:
-        """A session of the user's own is not ours to end: its user was told, and decides."""
-        if session.made_by is not None:
-            session.retired = True
+    async def change(self, held: Held, op: str, wait_s: float) -> int:
+        """Upgrade or downgrade; the token from now on."""
+        mode = "exclusive" if op == "upgrade" else "shared"
+        until_s = clock_s() + wait_s
+        args: dict[str, Any] = {"name": held.name, "token": held.token, "owner": held.owner}
+        if op == "upgrade":
+            args["wait_ms"] = min(WAIT_MS_MAX, round(wait_s * 1_000))
+        task = asyncio.create_task(held.session.do(op, args, until_s), name=f"dss-{op}")
+        try:
+            body = await asyncio.shield(task)
+        except (asyncio.CancelledError, Indeterminate):
+            self._chore(self._settle_change(held, args, op, mode, task))
+            raise
+        held.became(mode, int(body["token"]))
+        return int(body["token"])
 
-    def _dropped(self, session: Session) -> None:
-        session.holds -= 1
-        if session.retired and session.made_by is not None:
-            self._retire(session)
-
-    def _give_back(
-        self, name: str, session: Session, owner: str
-    ) -> Callable[[asyncio.Future[tuple[int, Any]]], None]:
-        """For a cancelled wait: when the grant comes after all, release it."""
-
-        def settled(future: asyncio.Future[tuple[int, Any]]) -> None:
-            if future.cancelled() or future.exception() is not None:
-                self._outcome_unknown(session)
-            elif future.result()[0] < 400:
-                held = Held(name, int(future.result()[1]["token"]), session, owner)
-                task = asyncio.create_task(self._release_quietly(held), name="dss-give-back")
-                self._endings.add(task)
-                task.add_done_callback(self._endings.discard)
-                return
-            self._dropped(session)
-
-        return settled
-
-    async def _release_quietly(self, held: Held) -> None:
+    async def _settle_change(
+        self, held: Held, args: dict[str, Any], op: str, mode: str, task: asyncio.Task[Any]
+    ) -> None:
+        """The caller has given up: end the wait, but know what is held."""
+        cancel = {"session": held.session.id, "name": held.name, "owner": held.owner}
         with contextlib.suppress(DssError):
-            await self.release(held)
+            await self.calls.ask("cancel", cancel)
+        while not held.session.lost:
+            try:
+                body = await task
+            except (*REPEATABLE, Indeterminate):
+                await asyncio.sleep(PAUSE_S)
+                task = asyncio.create_task(held.session.do(op, args, clock_s()))
+                continue
+            except DssError:
+                return
+            held.token = int(body["token"])
+            held.became(mode, held.token)
+            return
 
     async def close(self) -> None:
         """End all sessions: whatever is held is given back."""
-        tasks = [task for task in self._shared.values() if not task.done()]
+        tasks = [task for task in self._sessions.by_ttl.values() if not task.done()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        sessions, self._all = list(self._all), set()
-        await asyncio.gather(*(session.end() for session in sessions))
-        await asyncio.gather(*self._endings, return_exceptions=True)
+        live, self._sessions.live = list(self._sessions.live.values()), {}
+        await asyncio.gather(*(session.end() for session in live))
+        if self._chores:
+            _, late = await asyncio.wait(self._chores, timeout=CLOSE_S)
+            for chore in late:
+                chore.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+def _tokens(want: Want, body: Any) -> dict[str, int]:
+    """Name and token of each lock, in the order asked for."""
+    if want.op != "acquire_many":
+        return {want.names[0]: int(body["token"])}
+    tokens = {str(one["name"]): int(one["token"]) for one in body["locks"]}
+    return {name: tokens[name] for name in want.names}
+
+
+def _result(task: asyncio.Task[Session]) -> Session | None:
+    if not task.done() or task.cancelled() or task.exception() is not None:
+        return None
+    return task.result()

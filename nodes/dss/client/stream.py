@@ -82,6 +82,8 @@ class LockStream:
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.closed = False
+        self.no_websockets = False
+        """The last time it connected, somebody answered, but spoke no WebSocket (a proxy)."""
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(list[tuple[int, Any, Any]]).decode
         self.endpoint: str | None = None
@@ -165,6 +167,7 @@ class LockStream:
             shift = self._failures % max(1, len(self._endpoints))
             endpoints = [*self._endpoints[shift:], *self._endpoints[:shift]]
         reasons = []
+        self.no_websockets = False
         for endpoint in endpoints:
             try:
                 async with asyncio.timeout(CONNECT_S):
@@ -180,6 +183,7 @@ class LockStream:
                 if error.status in (401, 403):
                     raise error_of(error.status, _refusal(endpoint, error.status)) from error
                 self._failures += 1
+                self.no_websockets = True
                 reasons.append(f"{endpoint}: HTTP {error.status}")
                 continue
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -187,6 +191,7 @@ class LockStream:
                 reasons.append(f"{endpoint}: {_reason(error)}")
                 continue
             self.endpoint = endpoint
+            self.no_websockets = False
             return ws
         why = "; ".join(reasons) or "none is known"
         raise Unavailable(f"no {self._role} node can be reached ({why})")

@@ -1,0 +1,88 @@
+"""What `client.lock`, `locks`, `rwlock` and `semaphore` give: `async with` takes and gives back.
+
+What must not live here: requests (locks.py).
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from dss.base.errors import Conflict, DssError
+from dss.client.held import Held
+from dss.client.locks import Locks, Want
+
+
+class LockHandle:
+    """`async with client.lock(...) as held`: acquired on entry, released on exit.
+
+    After a `deadlock` the same handle entered again has its old place in line.
+    """
+
+    def __init__(self, locks: Locks, want: Want, owner: str = "") -> None:
+        self._locks = locks
+        self._want = want
+        self._given_owner = owner
+        self._owner = ""
+        self._held: Held | None = None
+        self._waiting = False
+
+    async def acquire(self) -> Held:
+        """Without `async with`: give it back with `release`.
+
+        Raises:
+            Conflict: `lock_timeout`: busy for all of `wait`; `deadlock`: its `extra["cycle"]` says
+                who waits for whom; `in_use`: this handle holds or waits already.
+            Indeterminate: nobody could say whether it was granted; if so, it is given back.
+        """
+        if self._held is not None or self._waiting:
+            names = ", ".join(self._want.names)
+            raise Conflict("in_use", f"this handle of lock {names!r} is in use: make another")
+        owner = self._given_owner or self._owner or self._locks.new_owner()
+        self._owner = ""
+        self._waiting = True
+        try:
+            self._held = await self._locks.acquire(self._want, owner)
+        except Conflict as error:
+            if error.code == "deadlock":
+                self._owner = owner
+            raise
+        finally:
+            self._waiting = False
+        return self._held
+
+    async def release(self) -> None:
+        """Give back what `acquire` took. Raises Conflict when it was lost before."""
+        held, self._held = self._held, None
+        if held is None:
+            raise Conflict("not_holder", f"lock {self._want.names[0]!r} is not held by this handle")
+        await self._locks.release(held)
+
+    async def __aenter__(self) -> Held:
+        return await self.acquire()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        try:
+            await self.release()
+        except DssError:
+            if error is None:  # else the body's own failure is the one to see
+                raise
+
+
+class RwLock:
+    """`client.rwlock(name)`: any number of readers, or one writer."""
+
+    def __init__(self, reader: Want, writer: Want, locks: Locks) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._locks = locks
+
+    def read(self) -> LockHandle:
+        """Held together with other readers; `held.upgrade()` makes it the writer."""
+        return LockHandle(self._locks, self._reader)
+
+    def write(self) -> LockHandle:
+        """Held alone; `held.downgrade()` lets readers in."""
+        return LockHandle(self._locks, self._writer)

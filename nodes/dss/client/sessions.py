@@ -1,0 +1,134 @@
+"""A session of the client: kept alive, its commands numbered, its end told to what it holds.
+
+What must not live here: acquiring (locks.py), connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final, Protocol
+
+from dss.base.errors import DssError, Indeterminate
+from dss.client.errors import REPEATABLE
+from dss.client.lock_calls import PAUSE_S, LockCalls, clock_s
+
+KEEPALIVES_PER_TTL: Final = 3
+"""Two lost keepalives in a row still leave the session alive."""
+DRIFT: Final = 0.001
+"""Clocks may run apart by 1,000 ppm: a holder stops trusting its lock that much early."""
+RESOLVE_S: Final = 5.0
+"""How long an unknown outcome is asked for: several elections."""
+END_S: Final = 5.0
+"""How long the end of a session is tried: beyond, it ends by its TTL."""
+
+
+class Holder(Protocol):
+    """What a session tells of a loss."""
+
+    def lose(self, reason: str) -> None: ...
+
+
+class Session:
+    """A live session; get one from `client.session(ttl)`.
+
+    Attributes:
+        id: what the server calls it; whoever knows it may act for it.
+        ttl_ms: it ends when no keepalive has come for so long.
+        safe_until_s: on `clock_s()`; until then no node can have ended it.
+        lost: it has ended, and all that it held with it.
+    """
+
+    def __init__(self, calls: LockCalls, session_id: str, ttl_ms: int, sent_s: float) -> None:
+        self.id = session_id
+        self.ttl_ms = ttl_ms
+        self.safe_until_s = sent_s + ttl_ms / 1_000 * (1 - DRIFT)
+        self.lost = False
+        self.holders: dict[tuple[str, int], Holder] = {}
+        """By name and token: whom to tell when they are lost."""
+        self._calls = calls
+        self._floor = 0
+        self._newest = 0
+        self._answered: set[int] = set()
+        self._task = asyncio.create_task(self._keep_alive(), name=f"dss-keepalive-{ttl_ms}")
+
+    @property
+    def is_safe(self) -> bool:
+        """What it holds is certainly still held."""
+        return not self.lost and clock_s() < self.safe_until_s
+
+    async def do(self, op: str, args: dict[str, Any], until_s: float) -> Any:
+        """Carry out `op` exactly once; its answer.
+
+        Args:
+            until_s: on `clock_s()`: how long to repeat it while it is refused for now.
+
+        Raises:
+            Indeterminate: no answer for RESOLVE_S after that. Its number stays open: do it again
+                with the same `args`, or `skip` it.
+        """
+        if "seq" not in args:
+            self._newest += 1
+            args |= {"session": self.id, "seq": self._newest, "ack": self._floor}
+        try:
+            body = await self._calls.settle(
+                op,
+                args,
+                lambda unknown: 0.0 if self.lost else until_s + (RESOLVE_S if unknown else 0.0),
+            )
+        except Indeterminate:
+            raise
+        except DssError:
+            self._done(args["seq"])
+            raise
+        self._done(args["seq"])
+        return body
+
+    def skip(self, args: dict[str, Any]) -> None:
+        """Nobody will ask for its answer; should it still be on its way, it is refused."""
+        self._done(args["seq"])
+
+    def _done(self, seq: int) -> None:
+        self._answered.add(seq)
+        while self._floor + 1 in self._answered:
+            self._floor += 1
+            self._answered.remove(self._floor)
+
+    def lose(self, reason: str) -> None:
+        """It has ended."""
+        if self.lost:
+            return
+        self.lost = True
+        self._task.cancel()
+        holders, self.holders = list(self.holders.values()), {}
+        for holder in holders:
+            holder.lose(reason)
+
+    async def end(self) -> None:
+        """Give back everything it holds. It ends by itself when this cannot be said."""
+        if self.lost:
+            return
+        self.lose("its session was ended")
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        with contextlib.suppress(DssError, TimeoutError):
+            async with asyncio.timeout(END_S):
+                await self._calls.ask("session.end", {"session": self.id})
+
+    async def _keep_alive(self) -> None:
+        pause_s = self.ttl_ms / 1_000 / KEEPALIVES_PER_TTL
+        wait_s = pause_s
+        while True:
+            await asyncio.sleep(wait_s)
+            sent_s = clock_s()
+            wait_s = min(pause_s, PAUSE_S)
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._calls.ask("session.keepalive", {"session": self.id})
+            except (*REPEATABLE, Indeterminate, TimeoutError):
+                continue
+            except DssError as error:
+                self.lose(error.message)
+                return
+            self.safe_until_s = sent_s + self.ttl_ms / 1_000 * (1 - DRIFT)
+            wait_s = pause_s
