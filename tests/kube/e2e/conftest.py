@@ -24,10 +24,12 @@ ORDER = (
     "test_e2e_install", "test_e2e_apply", "test_e2e_status", "test_e2e_ingress",
     "test_e2e_reconcile", "test_e2e_prune", "test_e2e_deletion", "test_e2e_bad_days",
     "test_e2e_remediation",
-    "test_e2e_many", "test_e2e_kill_points", "test_e2e_outage", "test_e2e_nodes", "test_e2e_rbac",
+    "test_e2e_many", "test_e2e_kill_points", "test_e2e_nodes", "test_e2e_outage", "test_e2e_rbac",
     "test_e2e_namespaced",
 )  # fmt: skip
-"""What breaks things comes late; RBAC looks back at all calls; the last one installs anew."""
+"""What breaks things comes late. The outage comes after the nodes: a scheduler whose watch is cut
+off may not know for a minute which nodes are cordoned. RBAC looks back at all calls; the last one
+installs anew."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
