@@ -10,12 +10,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from dss.core.raft import effects as fx
+from dss.core.raft.messages import Member
 from dss.testing.simnode import SimNode
 from dss.testing.world import NetFaults
 
 if TYPE_CHECKING:
     from dss.testing.raftsim import Simulation
 
+READMIT_EVERY_MS = 200.0
 CALM_EVERY_MS = 10_000.0
 ROOM_BYTES_MAX = 20_000
 """A disk that fills up has at most this much left."""
@@ -40,6 +42,7 @@ class Chaos:
 
     def start(self) -> None:
         self._next()
+        self._readmit()
 
     def _next(self) -> None:
         self.sim.world.after(
@@ -53,9 +56,9 @@ class Chaos:
         if not self._kinds or self._calm():
             return
         kind = self._rng.choice(self._kinds)
-        self.counts[kind] += 1
         self.sim.world.trace("fault", kind)
-        getattr(self, f"_{kind}")()
+        if getattr(self, f"_{kind}")() is not False:
+            self.counts[kind] += 1
 
     def _calm(self) -> bool:
         """Now and then everything is mended for a while (nodes that are down come up then)."""
@@ -94,6 +97,9 @@ class Chaos:
         for other in self.sim.nodes.values():
             self._link(other, node.node_id, up=False)
         if node.lost:
+            self.sim.world.after(
+                self._rng.uniform(500.0, 5_000.0), lambda: self._replace_disk(node)
+            )
             return
         delay = self._rng.uniform(1.0, self.sim.plan.down_ms_max)
         self.sim.world.after(delay, lambda: self.restart(node))
@@ -278,7 +284,7 @@ class Chaos:
             return True
         return len(self.endangered) < (len(self.sim.nodes) - 1) // 2
 
-    def _bit_rot(self) -> None:
+    def _bit_rot(self) -> bool:
         """A stored bit flips; the process is killed, and so reads what it has.
 
         One flip a disk, and no power loss with it: the side file that tells damage from a torn
@@ -288,22 +294,66 @@ class Chaos:
         files = rng.choice([node.wal_files, node.wal_files, node.snapshot_files])
         names = [name for name in files.names() if files.written_bytes(name)]
         if not names or node.node_id in self.endangered or not self._may_lose(node):
-            return
+            return False
         self.endangered[node.node_id] = None
         name = rng.choice(names)
         written = files.written_bytes(name)
         near_end = max(0, written - 4_096) if rng.random() < 0.5 else 0
         files.flip(name, rng.randrange(near_end, written), rng.randrange(8))
         self.died(node, power=False)
+        return True
 
-    def _wipe(self) -> None:
+    def _wipe(self) -> bool:
         """Its disk is replaced by an empty one."""
         node = self._pick()
-        if not node.founds() or not self._may_lose(node):
-            return
+        if node.absent or not self._may_lose(node):
+            return False
         self.endangered[node.node_id] = None
         self.died(node)
         node.wipe()
+        return True
+
+    def _replace_disk(self, node: SimNode) -> None:
+        if node.lost and not node.alive:
+            node.wipe()
+            self.restart(node)
+
+    # --- members ---
+
+    def _readmit(self) -> None:
+        """What an operator does: a node with a new disk is removed as it was, and added anew."""
+        self.sim.world.after(READMIT_EVERY_MS, self._readmit)
+        for node in self.sim.nodes.values():
+            if not node.absent:
+                continue
+            steps = [self._let_in(node, gid) for gid in self.sim.workloads]
+            if all(steps):
+                node.absent = False
+                self.endangered.pop(node.node_id, None)
+                self.counts["readmitted"] += 1
+
+    def _let_in(self, node: SimNode, gid: int) -> bool:
+        """One step on its way into a group; True: it votes there, and that is committed."""
+        leaders = [each for each in self.sim.leaders(gid) if not each.paused]
+        if not leaders:
+            return False
+        leader = max(leaders, key=lambda each: each.term(gid))
+        raft, engine = leader.raft(gid), leader.engine
+        assert raft is not None
+        assert engine is not None
+        membership = raft.membership
+        known = membership.members.get(node.node_id)
+        member = Member(node.node_id, node.incarnation)
+        if known == member:
+            return node.node_id in membership.voters and raft.commit_index >= membership.index
+        change = member if known is None else known
+
+        def done(code: str) -> None:
+            self.counts[f"change_{code or 'done'}"] += 1
+
+        remove = known is not None
+        leader.guard(lambda: engine.change_members(gid, change, remove=remove, done=done))
+        return False
 
     # --- the end ---
 

@@ -79,6 +79,10 @@ class Plan:
             self._duel(rng)
         elif dice < 0.18:
             self._lag()
+        else:
+            self.settings = msgspec.structs.replace(
+                self.settings, quiesce_after=rng.choice([0, 0, 2, 20])
+            )
 
     def _duel(self, rng: random.Random) -> None:
         """Leaders follow each other faster than entries get to a majority (Raft fig. 8)."""

@@ -66,8 +66,8 @@ class Simulation:
         return [node for node in self.nodes.values() if node.leads(gid)]
 
     def members(self) -> list[SimNode]:
-        """The nodes that still have their data."""
-        return [node for node in self.nodes.values() if not node.lost and node.founds()]
+        """The nodes that are voters: not those that wait to be let in with a new disk."""
+        return [node for node in self.nodes.values() if not node.lost and not node.absent]
 
     def run(self) -> None:
         for node in self.nodes.values():
@@ -114,10 +114,16 @@ class Simulation:
     def _becomes_quiet(self) -> None:
         jumped = self.chaos.counts["clock_jump"] > 0
         until = self.world.now + (QUIET_AFTER_JUMPS_MS_MAX if jumped else QUIET_MS_MAX)
-        while self.world.now < until and not all(each.quiet() for each in self.workloads.values()):
+        while self.world.now < until and not self._quiet():
             self.world.run_until(self.world.now + 200.0)
         assert all(each.quiet() for each in self.workloads.values()), "something never ends"
+        outside = [node.node_id for node in self.nodes.values() if node.absent or node.lost]
+        assert not outside, f"{outside} are not let in again"
         self._settle()
+
+    def _quiet(self) -> bool:
+        everybody = len(self.members()) == len(self.nodes)
+        return everybody and all(each.quiet() for each in self.workloads.values())
 
     def _settled(self) -> bool:
         """One leader, and everybody has applied all of its log."""

@@ -14,7 +14,7 @@ import msgspec
 
 from dss.base.errors import CorruptData, StorageFailed
 from dss.core.machine import Machine
-from dss.core.raft.messages import RaftMessage, VoteResponse
+from dss.core.raft.messages import Configuration, RaftMessage, VoteResponse
 from dss.core.raft.raft import Raft
 from dss.drivers.engine import Engine, Flight
 from dss.drivers.ports import Sink
@@ -39,6 +39,7 @@ class SimNode:
     Attributes:
         alive: its process runs (or is paused).
         lost: its data directory is damaged beyond use: it does not come up any more.
+        absent: its disk was replaced, and it is not a voter of every group again yet.
     """
 
     def __init__(self, sim: Simulation, node_id: str) -> None:
@@ -53,6 +54,7 @@ class SimNode:
         self.alive = False
         self.paused = False
         self.lost = False
+        self.absent = False
         self.life = 0
         self.engine: Engine | None = None
         self._held: list[Callable[[], None]] = []
@@ -74,6 +76,10 @@ class SimNode:
         observed = self.engine.groups[gid].machine
         assert isinstance(observed, Observed)
         return observed.inner
+
+    def term(self, gid: int) -> int:
+        raft = self.raft(gid)
+        return raft.term if raft is not None else 0
 
     def leads(self, gid: int) -> bool:
         raft = self.raft(gid)
@@ -154,15 +160,12 @@ class SimNode:
     def _open(self, engine: Engine, gid: int) -> None:
         machine = self.sim.new_machine(gid, self.node_id)
         if not engine.open_group(gid, machine):
-            if not self.founds():
-                return
-            self.sim.invariants[gid].founding(self.incarnation)
-            engine.create_group(gid, self.sim.configuration, machine)
+            if self.wipes:  # no founder: it waits to be let in
+                engine.create_group(gid, Configuration(()), machine)
+            else:
+                self.sim.invariants[gid].founding(self.incarnation)
+                engine.create_group(gid, self.sim.configuration, machine)
         self.sim.invariants[gid].restarted(self.incarnation, engine.groups[gid].raft)
-
-    def founds(self) -> bool:
-        """A node that was wiped is empty, but no founder: it waits to be re-admitted."""
-        return self.wipes == 0
 
     def crash(self, *, power: bool = True) -> None:
         """Power loss: unsynced sectors may be kept, lost or torn. Without: as by kill -9."""
@@ -185,7 +188,7 @@ class SimNode:
         """A new disk in the place of the old one. Only while it is down."""
         assert not self.alive
         self.wipes += 1
-        self.lost = False
+        self.lost, self.absent = False, True
         self.wal_files = SimFiles(self.rng)
         self.snapshot_files = SimFiles(self.rng)
 
