@@ -222,6 +222,18 @@ def test_change_before_the_noop_is_committed_4_1__is_refused():
     assert cluster.change("n1", "n4") == ""
 
 
+def test_a_leader_just_elected__does_not_take_a_silent_voter_for_one_that_is_there():
+    cluster = led()
+    cluster.isolate("n3")
+    cluster["n1"].step(fx.Transfer("n2"))
+    cluster.settle()
+    assert cluster["n2"].raft.role == "leader"
+    assert cluster.change("n2", "n1", remove=True) == "not_ready"
+    cluster.run(2_000)
+    assert cluster["n2"].raft.role == "leader"
+    assert cluster.change("n2", "n1", remove=True) == "breaks_quorum"
+
+
 def test_refusals__name_the_rule():
     cluster = led()
     assert cluster.change("n2", "n4") == "not_leader"

@@ -184,12 +184,14 @@ class Leadership:
         if member.node_id == raft.node_id:
             return "is_leader"
         rest = [voter for voter in raft.membership.voters if voter != member.node_id]
-        answering = [voter for voter in rest if voter == raft.node_id or self._answers(voter)]
-        return "breaks_quorum" if len(answering) < len(rest) // 2 + 1 else ""
-
-    def _answers(self, peer: str) -> bool:
-        silence_ms = self._raft.now_ms - self.peers[peer].contact_ms
-        return silence_ms <= self._settings.election_max_ms
+        # A new leader gives everybody time to answer, but counts nobody before: after a hand-over
+        # a stopped voter must not pass for one that is there.
+        others = [self.peers[voter] for voter in rest if voter != raft.node_id]
+        recent = [p for p in others if raft.now_ms - p.contact_ms <= self._settings.election_max_ms]
+        answering = sum(p.heard for p in recent)
+        if 1 + answering >= len(rest) // 2 + 1:
+            return ""
+        return "not_ready" if any(not p.heard for p in recent) else "breaks_quorum"
 
     def _promote_learners(self) -> None:
         """§4.2.1: a learner that caught up within an election timeout becomes a voter."""
@@ -295,7 +297,8 @@ class Leadership:
         progress = self.peers.get(peer)
         if progress is None:
             return
-        now = progress.contact_ms = self._raft.now_ms
+        now = self._raft.now_ms
+        progress.answered(now)
         if peer in self._raft.membership.learners:
             self._commit_dirty = True  # look again whether it may be promoted
         if response.context > progress.read_context:
@@ -399,7 +402,7 @@ class Leadership:
         progress = self.peers.get(peer)
         if progress is None:
             return
-        progress.contact_ms = self._raft.now_ms
+        progress.answered(self._raft.now_ms)
         if not response.ok:
             self._back_up(progress, response)
             return
@@ -449,7 +452,7 @@ class Leadership:
         progress = self.peers.get(peer)
         if progress is None:
             return
-        progress.contact_ms = self._raft.now_ms
+        progress.answered(self._raft.now_ms)
         snapshot = self._log.snapshot
         if (
             progress.state == SNAPSHOT

@@ -19,13 +19,15 @@ class Progress:
     """One follower or learner in the leader's term.
 
     `match` is durable there; `next` is the next index to send; `waiting` (PROBE) means a request
-    is out; `contact_ms` is when it last answered; `read_context` is the last ReadIndex round it
+    is out; `contact_ms` is when it last answered, at first when the leader began, `heard` whether it ever
+    did in this term; `read_context` is the last ReadIndex round it
     confirmed; `stuck_at` is the match seen at the last heartbeat response. `round_target` and
     `round_began_ms` are a learner's catch-up round: what it must have, and since when (§4.2.1).
     """
 
     __slots__ = (
         "contact_ms",
+        "heard",
         "inflight",
         "inflight_bytes",
         "match",
@@ -49,6 +51,7 @@ class Progress:
         self.state = PROBE
         self.waiting = False
         self.contact_ms = now_ms
+        self.heard = False
         self.read_context = 0
         self.begin_round(next_index - 1, now_ms)
         self.stuck_at = -1
@@ -57,6 +60,11 @@ class Progress:
         self.snapshot_index = 0
         self.snapshot_offset = 0
         self.snapshot_sent_ms = 0
+
+    def answered(self, now_ms: int) -> None:
+        """Any answer from it, whatever it says."""
+        self.contact_ms = now_ms
+        self.heard = True
 
     def begin_round(self, target: int, now_ms: int) -> None:
         """A learner must now reach `target` within an election timeout."""
