@@ -193,6 +193,7 @@ def stream_route(service: CacheService) -> Route:
         path=PATH,
         handler=session_handler(partial(CacheStream, service)),
         status=101,
+        errors=(400,),
         summary="WebSocket: msgpack arrays of [request_id, op, args] and answers",
     )
 

@@ -297,7 +297,7 @@ def _read_routes(handle: _Handlers, service: LockService) -> list[Route]:
             query=LIST_QUERY, summary="Held locks by name",
         ),
         Route(
-            method="GET", path="/v1/locks:stream", status=101,
+            method="GET", path="/v1/locks:stream", status=101, errors=(400,),
             handler=session_handler(lambda connection: LockStream(service, connection)),
             summary="WebSocket: msgpack arrays of [request_id, op, args] and answers",
         ),

@@ -42,7 +42,9 @@ def document(routes: Sequence[Route], role: str, *, tokens: bool = False) -> byt
     Args:
         tokens: routes below /v1 want a bearer token.
     """
-    kinds = [kind for route in routes for kind in (route.request, route.response)]
+    kinds = [
+        kind for route in routes for kind in (route.request, route.response, *route.also.values())
+    ]
     kinds = [kind for kind in [*kinds, Problem] if kind is not None and kind is not bytes]
     # Schemas once per type; two routes may share one.
     unique = list(dict.fromkeys(kinds))
@@ -92,25 +94,33 @@ def _operation(route: Route, schemas: dict[Any, dict[str, Any]], tokens: bool) -
     if parameters:
         operation["parameters"] = parameters
     if route.request is not None:
-        operation["requestBody"] = {"required": True, "content": _content(route.request, schemas)}
-    success: dict[str, Any] = {"description": HTTPStatus(route.status).phrase}
-    if route.response is not None:
-        success["content"] = _content(route.response, schemas)
+        operation["requestBody"] = {
+            "required": route.request is not bytes,
+            "content": _content(route.request, schemas, "application/octet-stream"),
+        }
     problem = {"$ref": "#/components/responses/Problem"}
     errors = {*COMMON_ERRORS, *route.errors}
     if tokens and route.path.startswith(GUARDED_PREFIX):
         operation["security"] = [{"token": []}]
         errors |= {401, 403} if route.admin else {401}
-    operation["responses"] = {str(route.status): success} | {
-        str(status): problem for status in sorted(errors)
-    }
+    successes = {route.status: route.response} | route.also
+    operation["responses"] = {
+        str(status): _success(status, kind, schemas) for status, kind in successes.items()
+    } | {str(status): problem for status in sorted(errors)}
     return operation
 
 
-def _content(kind: Any, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    """`bytes` stands for a raw body of any content type."""
+def _success(status: int, kind: Any, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if kind is not None:
+        success["content"] = _content(kind, schemas, "*/*")
+    return success
+
+
+def _content(kind: Any, schemas: dict[Any, dict[str, Any]], raw: str) -> dict[str, Any]:
+    """`bytes` stands for a raw body, of the content type `raw`."""
     if kind is bytes:
-        return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        return {raw: {}}
     return {JSON_TYPE: {"schema": schemas[kind]}}
 
 

@@ -92,6 +92,11 @@ class BatchResults(msgspec.Struct):
     results: list[ItemResult]
 
 
+class SettledAnswer(msgspec.Struct):
+    results: list[ItemResult] | msgspec.UnsetType = msgspec.UNSET
+    """Absent where one `receipt` was named: the status says it all."""
+
+
 class ReceivedMessage(msgspec.Struct, omit_defaults=True):
     id: str
     receipt: str

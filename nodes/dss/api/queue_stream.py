@@ -327,6 +327,7 @@ def stream_route(service: QueueService) -> Route:
         path=PATH,
         handler=session_handler(partial(QueueStream, service)),
         status=101,
+        errors=(400,),
         summary="WebSocket: msgpack arrays of [request_id, op, args] and answers",
     )
 

@@ -32,6 +32,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     response: Any = None
     """A msgspec struct type of the 2xx JSON body, or None for no body."""
     status: int = 200
+    also: dict[int, Any] = {}
+    """Further answers that are no problem, as with `response`: status -> type of the body."""
     errors: tuple[int, ...] = ()
     """Statuses of declared failures besides 404, 413, 421, 422, 429, 503, 504."""
     admin: bool = False
