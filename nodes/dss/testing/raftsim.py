@@ -25,9 +25,7 @@ from dss.testing.world import Net, World
 SETTLE_MS_MAX: Final = 15_000.0
 """After a heal, converged within 15 s."""
 QUIET_MS_MAX: Final = 40_000.0
-QUIET_AFTER_JUMPS_MS_MAX: Final = 300_000.0
-"""After that, sessions and waits that nobody renews have ended. Where a leader's clock jumped, an
-expiry that it proposed and lost is proposed anew only at the log time that it had then."""
+"""After that, sessions and waits that nobody renews have ended."""
 
 
 class Simulation:
@@ -112,8 +110,7 @@ class Simulation:
             assert workload.acknowledged > before, "no command is acknowledged after the heal"
 
     def _becomes_quiet(self) -> None:
-        jumped = self.chaos.counts["clock_jump"] > 0
-        until = self.world.now + (QUIET_AFTER_JUMPS_MS_MAX if jumped else QUIET_MS_MAX)
+        until = self.world.now + QUIET_MS_MAX
         while self.world.now < until and not self._quiet():
             self.world.run_until(self.world.now + 200.0)
         assert all(each.quiet() for each in self.workloads.values()), "something never ends"

@@ -34,10 +34,9 @@ def grant_after_the_session_ended() -> Iterator[None]:
     def broken(self: LockMachine, session: Session, *args: Any) -> None:
         haunted = self._sessions
         assert isinstance(haunted, _Haunted)
-        waits, session.waits = session.waits, {}
-        original(self, session, *args)
-        session.waits = waits
         haunted.ghosts[session.id] = session
+        with mock.patch.object(self, "_end_wait"):
+            original(self, session, *args)
 
     def get(self: LockMachine) -> dict[str, Session]:
         return vars(self)["haunted"]  # type: ignore[no-any-return]
@@ -74,9 +73,12 @@ def expiry_is_unconditional() -> Iterator[None]:
 @contextlib.contextmanager
 def new_leader_gives_no_full_ttl() -> Iterator[None]:
     """Time in which there was no leader counts against the sessions."""
+    original = LockMachine.leader_changed
 
     def broken(self: LockMachine, index: int, log_ms: int) -> None:
-        self._index, self._now_ms = index, log_ms
+        floor_ms = self._floor_ms
+        original(self, index, log_ms)
+        self._floor_ms = floor_ms
 
     with mock.patch.object(LockMachine, "leader_changed", broken):
         yield
