@@ -6,6 +6,10 @@ What must not live here: judging what a node did not say.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,12 +17,39 @@ from dss.base.errors import EXIT_FAILED
 from dss.base.ids import FIRST_PARTITION_GROUP, LOCK_GROUP
 from dss.cli.connect import nodes
 from dss.cli.http import CliError, Nodes, Problem
+from dss.cli.live import LiveOutput
 from dss.cli.output import Output
 
 
 def status(args: argparse.Namespace) -> int:
     """All nodes; exit code 1 when something is wrong."""
-    client = nodes(args)
+    if args.watch:
+        return _watch(args)
+    summary = _look_at_all(nodes(args))
+    _print(Output(args.json), summary)
+    return EXIT_FAILED if summary["problems"] else 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    """Again and again until Ctrl-C: in place on a terminal, else one after another."""
+    live = None if args.json or not sys.stdout.isatty() else LiveOutput()
+    with live or contextlib.nullcontext():
+        while True:
+            try:
+                summary = _look_at_all(nodes(args))
+            except CliError as error:  # nobody answers now: that is what there is to see
+                summary = {"problems": [str(error)], "leader": None, "term": None, "nodes": []}
+            if args.json:
+                print(json.dumps(summary, ensure_ascii=False), flush=True)
+            elif live is not None:
+                live.update(_lines(summary), _HEADER, _rows(summary))
+            else:
+                _print(Output(False), summary)
+                print(flush=True)
+            time.sleep(args.watch)
+
+
+def _look_at_all(client: Nodes) -> dict[str, Any]:
     cluster = client.ask("any", "GET", "/v1/cluster").json()
     with ThreadPoolExecutor(max_workers=8) as pool:
         seen = dict(pool.map(lambda url: _look(client, url), _urls(client)))
@@ -27,22 +58,35 @@ def status(args: argparse.Namespace) -> int:
     leader = next((v for v in views if v["state"] == "leader"), None)
     if leader is None:
         wrong.insert(0, "no leader among the lock nodes that answer: locks are refused with 503")
-    output = Output(args.json)
-    summary = {
+    return {
         "cluster_id": cluster.get("cluster_id"),
         "leader": leader and leader["id"],
         "term": leader and leader["term"],
         "problems": wrong,
         "nodes": views,
     }
-    if not args.json:
-        for line in wrong:
+
+
+_HEADER = ("node", "role", "url", "state")
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    """What is wrong, then who leads."""
+    lines = list(summary["problems"])
+    if summary["leader"] is not None:
+        lines.append(f"leader {summary['leader']}, term {summary['term']}")
+    return lines
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [(v["id"], v["role"], v["url"], v["problem"] or v["state"]) for v in summary["nodes"]]
+
+
+def _print(output: Output, summary: dict[str, Any]) -> None:
+    if not output.as_json:
+        for line in _lines(summary):
             output.show(None, line)
-        if leader is not None:
-            output.show(None, f"leader {leader['id']}, term {leader['term']}")
-    rows = [(v["id"], v["role"], v["url"], v["problem"] or v["state"]) for v in views]
-    output.table(summary, ("node", "role", "url", "state"), rows, "no nodes listed")
-    return EXIT_FAILED if wrong else 0
+    output.table(summary, _HEADER, _rows(summary), "no nodes listed")
 
 
 def _urls(client: Nodes) -> list[str]:

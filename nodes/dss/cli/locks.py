@@ -102,3 +102,43 @@ def show(args: argparse.Namespace) -> int:
     if hidden > 0 and not args.json:
         Output(False).show(None, f"and {hidden} more that wait")
     return 0
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Why nobody gets a lock, in words."""
+    found = nodes(args).ask("lock", "GET", f"/v1/locks/{segment(args.name)}/explain").json()
+    Output(args.json).show(found, *found["summary"])
+    return 0
+
+
+def history(args: argparse.Namespace) -> int:
+    """Who held a lock when, newest first."""
+    found = nodes(args).ask("lock", "GET", f"/v1/locks/{segment(args.name)}/history").json()
+    rows = [
+        (
+            past["token"],
+            past["holder"],
+            past["mode"],
+            f"{duration(past['granted_ago_ms'])} ago",
+            duration(past["held_ms"]),
+            past["ended"] or "held now",
+        )
+        for past in found["items"]
+    ]
+    header = ("token", "held by", "mode", "granted", "for", "ended")
+    empty = f'nothing is remembered of lock "{args.name}"'
+    Output(args.json).table(found, header, rows, empty)
+    return 0
+
+
+def break_(args: argparse.Namespace) -> int:
+    """Take a lock from whoever holds it; an administrator's."""
+    path = f"/v1/locks/{segment(args.name)}{query(reason=args.reason or None)}"
+    found = nodes(args).ask("lock", "DELETE", path).json()
+    lines = [
+        f'lock "{args.name}" was taken from {past["holder"]}, who held it for '
+        f"{duration(past['held_ms'])} with token {past['token']}"
+        for past in found["broken"]
+    ]
+    Output(args.json).show(found, *(lines or [f'nobody held lock "{args.name}"']))
+    return 0

@@ -88,7 +88,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_up(commands)
     _add_node(commands)
-    _leaf(commands, "status", "all nodes on one screen: roles, leader, what is wrong")
+    status = _leaf(commands, "status", "all nodes on one screen: roles, leader, what is wrong")
+    status.add_argument("--watch", type=_interval, nargs="?", const=2.0, metavar="SECONDS",
+                        help="look again every so often (default 2) until Ctrl-C; with --json a "
+                        "document a line")  # fmt: skip
     _add_doctor(commands)
     _add_members(commands)
     _add_config(commands)
@@ -203,8 +206,16 @@ def _add_lock(commands: _Commands) -> None:
     release.add_argument("--token", type=int, required=True)
     ls = _leaf(lock, "ls", "the locks that are held", "dss.cli.locks:ls")
     ls.add_argument("prefix", nargs="?", default="", metavar="PREFIX")
-    show = _leaf(lock, "show", "one lock: holders and waiters", "dss.cli.locks:show")
-    show.add_argument("name", metavar="NAME")
+    broken = _leaf(lock, "break", "take a lock from whoever holds it (administrators; audited)",
+                   "dss.cli.locks:break_")  # fmt: skip
+    broken.add_argument("--reason", help="for the lock's history")
+    for leaf in (
+        broken,
+        _leaf(lock, "show", "one lock: holders and waiters", "dss.cli.locks:show"),
+        _leaf(lock, "explain", "who blocks whom, in words", "dss.cli.locks:explain"),
+        _leaf(lock, "history", "who held it when, with which token", "dss.cli.locks:history"),
+    ):
+        leaf.add_argument("name", metavar="NAME")
 
 
 def _add_queue(commands: _Commands) -> None:
@@ -278,6 +289,13 @@ def _seconds(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 365 * 86_400:
         raise argparse.ArgumentTypeError(f"expected seconds, such as 0.5 or 30, got {text}")
+    return value
+
+
+def _interval(text: str) -> float:
+    value = _seconds(text)
+    if value < 0.1:
+        raise argparse.ArgumentTypeError(f"expected at least 0.1 seconds, got {text}")
     return value
 
 

@@ -77,8 +77,8 @@ class Client:
             confirm: the grant counts only once this client has said within so many seconds that it
                 knows of it.
             session: hold it with this session instead of the one for `ttl`.
-            owner: the same owner of the same session may hold it several times; default: each
-                handle is an owner of its own.
+            owner: the same owner of the same session may hold it several times, and a deadlock
+                over its locks is found; default: each handle is an owner of its own.
         """
         args: dict[str, Any] = {"name": name}
         if shared:
@@ -97,11 +97,12 @@ class Client:
         wait: float | None = 5.0,
         priority: int = 0,
         session: Session | None = None,
+        owner: str = "",
     ) -> LockHandle:
         """All of these locks, or none: `held.tokens` by name. Their order does not matter."""
         args = {"locks": list(names)}
         want = _want("acquire_many", tuple(names), args, ttl, wait, priority, session)
-        return LockHandle(self._locks, want)
+        return LockHandle(self._locks, want, owner)
 
     def rwlock(
         self,
@@ -111,11 +112,12 @@ class Client:
         wait: float | None = 5.0,
         priority: int = 0,
         session: Session | None = None,
+        owner: str = "",
     ) -> RwLock:
         """`async with client.rwlock(name).read() as held`, or `.write()`."""
         writer = _want("acquire", (name,), {"name": name}, ttl, wait, priority, session)
         reader = replace(writer, args={**writer.args, "mode": "shared"}, mode="shared")
-        return RwLock(reader, writer, self._locks)
+        return RwLock(self._locks, reader, writer, owner)
 
     def semaphore(
         self,
@@ -127,11 +129,12 @@ class Client:
         wait: float | None = 5.0,
         priority: int = 0,
         session: Session | None = None,
+        owner: str = "",
     ) -> LockHandle:
         """`permits` of `limit`, which all who use it must name alike (409 `limit_mismatch`)."""
         args = {"name": name, "mode": "semaphore", "limit": limit, "permits": permits}
         want = _want("acquire", (name,), args, ttl, wait, priority, session)
-        return LockHandle(self._locks, replace(want, mode="semaphore"))
+        return LockHandle(self._locks, replace(want, mode="semaphore"), owner)
 
     def election(
         self, name: str, *, ttl: float = DEFAULT_TTL_S, wait: float | None = None, priority: int = 0

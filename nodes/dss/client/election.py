@@ -23,9 +23,10 @@ LOOK_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who leads: `name` is what its client was called (`connect(name=…)`), else its session."""
+    """Who leads."""
 
     name: str
+    """What its client is called (`connect(name=…)`); without a name `session 0123abcd…`."""
     token: int
     """Grows with every election."""
 
@@ -60,7 +61,8 @@ class Election:
         holders = found["holders"]
         if not holders:
             return None
-        return Leader(str(holders[0]["label"]), int(holders[0]["token"]))
+        label = str(holders[0]["label"]).removesuffix(f"/{holders[0]['owner']}")
+        return Leader(label, int(holders[0]["token"]))
 
     async def observe(self, *, every: float = 0.5) -> AsyncIterator[Leader | None]:
         """The leader now, and each other one that is seen, for ever; None: nobody leads.

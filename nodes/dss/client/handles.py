@@ -74,15 +74,16 @@ class LockHandle:
 class RwLock:
     """`client.rwlock(name)`: any number of readers, or one writer."""
 
-    def __init__(self, reader: Want, writer: Want, locks: Locks) -> None:
+    def __init__(self, locks: Locks, reader: Want, writer: Want, owner: str = "") -> None:
+        self._locks = locks
         self._reader = reader
         self._writer = writer
-        self._locks = locks
+        self._owner = owner
 
     def read(self) -> LockHandle:
         """Held together with other readers; `held.upgrade()` makes it the writer."""
-        return LockHandle(self._locks, self._reader)
+        return LockHandle(self._locks, self._reader, self._owner)
 
     def write(self) -> LockHandle:
         """Held alone; `held.downgrade()` lets readers in."""
-        return LockHandle(self._locks, self._writer)
+        return LockHandle(self._locks, self._writer, self._owner)

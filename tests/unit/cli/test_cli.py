@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dss.cli.live import LiveOutput
 from dss.cli.main import main
 from dss.cli.output import duration
 
@@ -363,6 +364,65 @@ def test_status__says_what_is_wrong_first(
     assert lines[0] == "lock-2: connection refused"
     assert lines[1] == "leader lock-1, term 4"
     assert lines[3].split() == ["lock-1", "lock", node.url, "leader"]
+
+
+def test_status_watch__a_document_a_line_until_interrupted(
+    serve: Callable[..., Node],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = serve({"GET /v1/cluster": (200, {"node_id": "x", "nodes": []})})
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("dss.cli.cluster.time.sleep", pause)
+    assert dss(node, "status", "--watch", "0.5", "--json") == 130
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(documents) == 2
+    assert "no leader" in documents[0]["problems"][0]
+    assert pauses == [0.5, 0.5]
+
+
+def test_live_output__draws_lines_and_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with LiveOutput() as live:
+        live.update(["leader lock-1, term 4"], ("node", "state"), [("lock-1", "leader")])
+    shown = capsys.readouterr().out
+    assert "leader lock-1, term 4" in shown
+    assert re.search(r"lock-1 +leader", shown)
+
+
+def test_lock_explain_history_break__what_the_nodes_say(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = {"token": 7, "mode": "exclusive", "holder": "w-1", "granted_ago_ms": 5_000,
+            "held_ms": 5_000, "ended_ago_ms": None, "ended": None}  # fmt: skip
+    node = serve({
+        "GET /v1/locks/a%2Fb/explain": (200, {"name": "a/b", "summary": ["one", "two"]}),
+        "GET /v1/locks/a%2Fb/history": (200, {"name": "a/b", "items": [held]}),
+        r"DELETE /v1/locks/a%2Fb\?reason=stuck": (
+            200, {"broken": [{"holder": "w-1", "token": 7, "held_ms": 5_000}]}
+        ),
+        "DELETE /v1/locks/free": (200, {"broken": []}),
+    })  # fmt: skip
+    assert dss(node, "lock", "explain", "a/b") == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert dss(node, "lock", "history", "a/b") == 0
+    assert re.split("  +", capsys.readouterr().out.splitlines()[1]) == [
+        "7", "w-1", "exclusive", "5 s ago", "5 s", "held now",
+    ]  # fmt: skip
+    assert dss(node, "lock", "break", "a/b", "--reason", "stuck") == 0
+    assert capsys.readouterr().out == (
+        'lock "a/b" was taken from w-1, who held it for 5 s with token 7\n'
+    )
+    assert dss(node, "lock", "break", "free") == 0
+    assert capsys.readouterr().out == 'nobody held lock "free"\n'
+    for verb in ("explain", "history"):
+        assert dss(node, "lock", verb, "a/b", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["name"] == "a/b"
 
 
 def test_config_check__every_problem_and_exit_78(

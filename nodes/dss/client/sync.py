@@ -1,0 +1,410 @@
+"""`dss.client.sync`: the same client for code that blocks.
+
+    from dss.client.sync import connect
+
+    with connect() as client, client.lock("orders/42", ttl=10, wait=5) as held:
+        update(..., token=held.token)
+
+One thread runs the async client, so leases are kept alive while the caller computes. All methods
+may be called from any thread. A thread cannot be cancelled: ask `held.check()`, or give
+`held.guard(on_lost=…)` something to stop. What must not live here: anything but blocking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from dss.base.errors import DssError
+from dss.client import client as aio
+from dss.client import election, handles, held, queues, sessions
+from dss.client.client import DEFAULT_TTL_S
+from dss.client.held import LockLost
+from dss.client.queues import Message
+
+__all__ = [
+    "Cache", "Client", "Election", "Held", "LockHandle", "LockLost", "Message", "Queue", "RwLock",
+    "Session", "connect",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="dss", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Its result; Ctrl-C cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Session:
+    """A live session; get one from `client.session(ttl)`."""
+
+    def __init__(self, session: sessions.Session) -> None:
+        self.inner = session
+        self.id = session.id
+
+    @property
+    def is_safe(self) -> bool:
+        """What it holds is certainly still held."""
+        return self.inner.is_safe
+
+
+class Held:
+    """A lock that is held; see `dss.client.Held`."""
+
+    def __init__(self, loop: _Loop, inner: held.Held) -> None:
+        self._loop = loop
+        self._inner = inner
+        self.name = inner.name
+
+    @property
+    def token(self) -> int:
+        """Pass it to what the lock protects."""
+        return self._inner.token
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Of several locks, by name."""
+        return dict(self._inner.tokens)
+
+    @property
+    def mode(self) -> str:
+        """`exclusive`, `shared` or `semaphore`."""
+        return self._inner.mode
+
+    @property
+    def safe_until(self) -> float:
+        """On `dss.client.clock_s()`: until then nobody else can have it."""
+        return self._inner.safe_until
+
+    @property
+    def is_safe(self) -> bool:
+        """The lock is certainly still held."""
+        return self._inner.is_safe
+
+    def check(self) -> None:
+        """Raises LockLost unless `is_safe`."""
+        self._inner.check()
+
+    @contextmanager
+    def guard(self, on_lost: Callable[[], None] | None = None) -> Iterator[Held]:
+        """Raises LockLost after the block when the lock was lost meanwhile.
+
+        Args:
+            on_lost: called once, in another thread, as soon as it is lost: to stop the work.
+        """
+        self.check()
+
+        async def watch() -> None:
+            await self._inner.until_lost()
+            if on_lost is not None:
+                await asyncio.to_thread(on_lost)
+
+        async def start() -> asyncio.Task[None]:
+            return asyncio.create_task(watch(), name="dss-guard")
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        task = self._loop.run(start())
+        try:
+            yield self
+        finally:
+            self._loop.run(stop())
+        self.check()
+
+    def upgrade(self, *, wait: float = 5.0) -> int:
+        """A shared hold becomes exclusive; the new token."""
+        return self._loop.run(self._inner.upgrade(wait=wait))
+
+    def downgrade(self) -> None:
+        """An exclusive hold becomes shared."""
+        self._loop.run(self._inner.downgrade())
+
+
+class _Entered:
+    """`with` takes and gives back."""
+
+    def _take(self) -> Held:
+        raise NotImplementedError
+
+    def _give_back(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Held:
+        return self._take()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        try:
+            self._give_back()
+        except DssError:
+            if error is None:  # else the body's own failure is the one to see
+                raise
+
+
+class LockHandle(_Entered):
+    """`with client.lock(...) as held`; see `dss.client.LockHandle`."""
+
+    def __init__(self, loop: _Loop, inner: handles.LockHandle) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def acquire(self) -> Held:
+        """Without `with`: give it back with `release`."""
+        return Held(self._loop, self._loop.run(self._inner.acquire()))
+
+    def release(self) -> None:
+        """Give back what `acquire` took."""
+        self._loop.run(self._inner.release())
+
+    _take = acquire
+    _give_back = release
+
+
+class Election(_Entered):
+    """See `dss.client.Election`."""
+
+    def __init__(self, loop: _Loop, inner: election.Election) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def campaign(self) -> Held:
+        """Wait until elected; give it up with `resign`."""
+        return Held(self._loop, self._loop.run(self._inner.campaign()))
+
+    def resign(self) -> None:
+        """Let the next one lead."""
+        self._loop.run(self._inner.resign())
+
+    def leader(self) -> election.Leader | None:
+        """Who leads now, or None."""
+        return self._loop.run(self._inner.leader())
+
+    def observe(self, *, every: float = 0.5) -> Iterator[election.Leader | None]:
+        """The leader now, and each other one that is seen, for ever."""
+        seen = self._inner.observe(every=every)
+
+        async def following() -> election.Leader | None:
+            return await anext(seen)
+
+        while True:
+            yield self._loop.run(following())
+
+    _take = campaign
+    _give_back = resign
+
+
+class RwLock:
+    """`client.rwlock(name)`: any number of readers, or one writer."""
+
+    def __init__(self, loop: _Loop, inner: handles.RwLock) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def read(self) -> LockHandle:
+        """Held together with other readers."""
+        return LockHandle(self._loop, self._inner.read())
+
+    def write(self) -> LockHandle:
+        """Held alone."""
+        return LockHandle(self._loop, self._inner.write())
+
+
+class Queue:
+    """See `dss.client.Queue`."""
+
+    def __init__(self, loop: _Loop, inner: queues.Queue) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def send(self, body: Any, *, key: str | None = None, delay: float = 0.0, **more: Any) -> str:
+        """Send one message; its id."""
+        return self._loop.run(self._inner.send(body, key=key, delay=delay, **more))
+
+    def receive(
+        self, max: int = 1, *, wait: float = 0.0, visibility: float | None = None
+    ) -> list[Message]:
+        """Up to `max` messages; waits up to `wait` seconds for the first."""
+        return self._loop.run(self._inner.receive(max, wait=wait, visibility=visibility))
+
+    def ack(self, *messages: Message | str) -> None:
+        """Done with these messages, for good."""
+        self._loop.run(self._inner.ack(*messages))
+
+    def nack(self, *messages: Message | str, delay: float = 0.0) -> None:
+        """Give these back, to be delivered again after `delay` seconds."""
+        self._loop.run(self._inner.nack(*messages, delay=delay))
+
+
+class Cache:
+    """See `dss.client.Client.cache`."""
+
+    def __init__(self, loop: _Loop, client: aio.Client) -> None:
+        self._loop = loop
+        self._inner = client.cache
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The last committed value of `key`, or `default`."""
+        return self._loop.run(self._inner.get(key, default))
+
+    def put(self, key: str, value: Any, *, ttl: float | None = None) -> str:
+        """Store `value`; its version."""
+        return self._loop.run(self._inner.put(key, value, ttl=ttl))
+
+    def delete(self, key: str) -> bool:
+        """Remove `key`; False when there was none."""
+        return self._loop.run(self._inner.delete(key))
+
+
+class Client:
+    """A connected client; get one from `connect`. Arguments are those of `dss.client.Client`."""
+
+    def __init__(self, loop: _Loop, inner: aio.Client) -> None:
+        self._loop = loop
+        self._inner = inner
+        self.cache = Cache(loop, inner)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl: float = DEFAULT_TTL_S,
+        wait: float | None = 5.0,
+        shared: bool = False,
+        priority: int = 0,
+        confirm: float = 0.0,
+        session: Session | None = None,
+        owner: str = "",
+    ) -> LockHandle:
+        """A lock, held inside `with client.lock(name) as held`."""
+        inner = self._inner.lock(
+            name, ttl=ttl, wait=wait, shared=shared, priority=priority, confirm=confirm,
+            session=_inner(session), owner=owner,
+        )  # fmt: skip
+        return LockHandle(self._loop, inner)
+
+    def locks(
+        self,
+        names: Sequence[str],
+        *,
+        ttl: float = DEFAULT_TTL_S,
+        wait: float | None = 5.0,
+        priority: int = 0,
+        session: Session | None = None,
+        owner: str = "",
+    ) -> LockHandle:
+        """All of these locks, or none."""
+        inner = self._inner.locks(
+            names, ttl=ttl, wait=wait, priority=priority, session=_inner(session), owner=owner
+        )
+        return LockHandle(self._loop, inner)
+
+    def rwlock(
+        self,
+        name: str,
+        *,
+        ttl: float = DEFAULT_TTL_S,
+        wait: float | None = 5.0,
+        priority: int = 0,
+        session: Session | None = None,
+        owner: str = "",
+    ) -> RwLock:
+        """`with client.rwlock(name).read() as held`, or `.write()`."""
+        inner = self._inner.rwlock(
+            name, ttl=ttl, wait=wait, priority=priority, session=_inner(session), owner=owner
+        )
+        return RwLock(self._loop, inner)
+
+    def semaphore(
+        self,
+        name: str,
+        *,
+        limit: int,
+        permits: int = 1,
+        ttl: float = DEFAULT_TTL_S,
+        wait: float | None = 5.0,
+        priority: int = 0,
+        session: Session | None = None,
+        owner: str = "",
+    ) -> LockHandle:
+        """`permits` of `limit`, which all who use it must name alike."""
+        inner = self._inner.semaphore(
+            name, limit=limit, permits=permits, ttl=ttl, wait=wait, priority=priority,
+            session=_inner(session), owner=owner,
+        )  # fmt: skip
+        return LockHandle(self._loop, inner)
+
+    def election(
+        self, name: str, *, ttl: float = DEFAULT_TTL_S, wait: float | None = None, priority: int = 0
+    ) -> Election:
+        """One leader among all that campaign under `name`."""
+        inner = self._inner.election(name, ttl=ttl, wait=wait, priority=priority)
+        return Election(self._loop, inner)
+
+    @contextmanager
+    def session(self, ttl: float = DEFAULT_TTL_S) -> Iterator[Session]:
+        """A session of one's own, kept alive inside the block and ended after it."""
+        opened = self._inner.session(ttl)
+        session = self._loop.run(_enter(opened))
+        try:
+            yield Session(session)
+        finally:
+            self._loop.run(_leave(opened))
+
+    def queue(self, name: str) -> Queue:
+        """A queue by name; nothing is sent until it is used."""
+        return Queue(self._loop, self._inner.queue(name))
+
+
+@contextmanager
+def connect(
+    endpoints: str | Sequence[str] | None = None, *, token: str | None = None, name: str = ""
+) -> Iterator[Client]:
+    """A client for the cluster behind `endpoints`; arguments as of `dss.client.connect`."""
+    loop = _Loop()
+    try:
+        opened = aio.connect(endpoints, token=token, name=name)
+        client = loop.run(_enter(opened))
+        try:
+            yield Client(loop, client)
+        finally:
+            loop.run(_leave(opened))
+    finally:
+        loop.close()
+
+
+def _inner(session: Session | None) -> sessions.Session | None:
+    return None if session is None else session.inner
+
+
+async def _enter(manager: Any) -> Any:
+    return await manager.__aenter__()
+
+
+async def _leave(manager: Any) -> None:
+    await manager.__aexit__(None, None, None)
