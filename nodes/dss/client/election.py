@@ -6,7 +6,7 @@ What must not live here: requests beyond looking at the lock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,7 +64,7 @@ class Election:
         label = str(holders[0]["label"]).removesuffix(f"/{holders[0]['owner']}")
         return Leader(label, int(holders[0]["token"]))
 
-    async def observe(self, *, every: float = 0.5) -> AsyncIterator[Leader | None]:
+    async def observe(self, *, every: float = 0.5) -> AsyncGenerator[Leader | None, None]:
         """The leader now, and each other one that is seen, for ever; None: nobody leads.
 
         Args:
