@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dss.base.errors import Indeterminate, Unavailable
+from dss.client.calls import HTTP_S
 from dss.client.errors import REPEATABLE, error_of
 from dss.client.requests import Requests, segment
 from dss.client.stream import LockStream
@@ -49,6 +50,7 @@ class LockCalls:
     def __init__(self, stream: LockStream, requests: Requests | None = None) -> None:
         self._stream = stream
         self._requests = requests
+        self._http_until_s = 0.0
 
     async def ask(self, op: str, args: dict[str, Any], *, via: str = "") -> Any:
         """One request's body; statuses from 400 on raise their error.
@@ -56,13 +58,15 @@ class LockCalls:
         Args:
             via: `stream` or `http`: this way only.
         """
-        if via == "http" and self._requests is not None:
+        by_http = via == "http" or (not via and clock_s() < self._http_until_s)
+        if by_http and self._requests is not None:
             return await self._over_http(self._requests, op, args)
         try:
             status, body = await self._stream.request(op, args)
         except Unavailable:
             if via or not self._stream.no_websockets or self._requests is None:
                 raise
+            self._http_until_s = clock_s() + HTTP_S
             return await self._over_http(self._requests, op, args)
         if status >= 400:
             raise error_of(status, body)

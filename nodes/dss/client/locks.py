@@ -205,6 +205,7 @@ class Locks:
             raise
         except DssError as error:
             self._hold(session, -1)
+            session.skip(args)
             if isinstance(error, Conflict) and error.code == "session_expired":
                 session.lose(error.message)
                 self.forget(session)
@@ -262,6 +263,7 @@ class Locks:
                     self._retire(held.session)
                     raise
                 except REPEATABLE:
+                    held.session.skip(args)
                     self._retire(held.session)
                     raise
         finally:
@@ -279,6 +281,9 @@ class Locks:
             body = await asyncio.shield(task)
         except (asyncio.CancelledError, Indeterminate):
             self._chore(self._settle_change(held, args, op, mode, task))
+            raise
+        except REPEATABLE:
+            held.session.skip(args)
             raise
         held.became(mode, int(body["token"]))
         return int(body["token"])

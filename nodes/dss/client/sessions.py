@@ -64,8 +64,9 @@ class Session:
             until_s: on `clock_s()`: how long to repeat it while it is refused for now.
 
         Raises:
-            Indeterminate: no answer for RESOLVE_S after that. Its number stays open: do it again
-                with the same `args`, or `skip` it.
+            Indeterminate: no answer for RESOLVE_S after that.
+            NoQuorum, Unavailable, Overloaded: this time nothing was done.
+                Of both the number stays open: do it again with the same `args`, or `skip` it.
         """
         if "seq" not in args:
             self._newest += 1
@@ -76,7 +77,7 @@ class Session:
                 args,
                 lambda unknown: 0.0 if self.lost else until_s + (RESOLVE_S if unknown else 0.0),
             )
-        except Indeterminate:
+        except (*REPEATABLE, Indeterminate):
             raise
         except DssError:
             self._done(args["seq"])
@@ -89,6 +90,8 @@ class Session:
         self._done(args["seq"])
 
     def _done(self, seq: int) -> None:
+        if seq <= self._floor:
+            return
         self._answered.add(seq)
         while self._floor + 1 in self._answered:
             self._floor += 1

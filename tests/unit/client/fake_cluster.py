@@ -27,6 +27,7 @@ class FakeCluster:
         """Answers to give to the next stream requests instead of carrying them out."""
         self.hang_up_on: str | None = None
         """Carry this op out once, then break the connection instead of answering."""
+        self.refuse_after_hang_up: list[tuple[int, dict[str, Any]]] = []
         self.waits: dict[tuple[int, int], tuple[web.WebSocketResponse, int]] = {}
         self.messages: list[Any] = []
         self.acked: list[str] = []
@@ -85,6 +86,7 @@ class FakeCluster:
                 (result,) = self.apply([command])
                 if op == self.hang_up_on:
                     self.hang_up_on = None
+                    self.refuse = self.refuse_after_hang_up
                     await ws.close()
                     return ws
                 if result == PENDING:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from fake_cluster import FakeCluster, run, running
 
-from dss.base.errors import Conflict
+from dss.base.errors import Conflict, Indeterminate
 from dss.client import Client, Held, Leader, LockLost, clock_s, connect, sync
 from dss.client.sessions import DRIFT
 
@@ -250,6 +250,31 @@ def test_lost_answer__is_asked_for_again_and_nothing_happens_twice(op: str) -> N
         assert fake.hang_up_on is None
         assert fake.ops.count(op) == (3 if op == "release" and len(held.tokens) == 2 else 2)
         assert fake.machine.held == 0
+
+    run(scenario)
+
+
+def test_outcome_that_stays_unknown__is_undone_when_somebody_can_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dss.client.sessions.RESOLVE_S", 0.3)
+
+    async def scenario(fake: FakeCluster, client: Client) -> None:
+        async with client.session() as session:
+            async with client.lock("other", session=session):
+                fake.hang_up_on = "acquire"
+                no_quorum = (503, {"code": "no_quorum", "message": "x", "retry_after_ms": 20})
+                fake.refuse_after_hang_up = [no_quorum] * 60
+                with pytest.raises(Indeterminate):
+                    await client.lock("one", session=session, wait=0).acquire()
+                assert holders(fake, "one") == 1
+                fake.refuse = []
+                for name in ("b", "c"):  # the answers of these move the floor on
+                    async with client.lock(name, session=session):
+                        pass
+                async with client.lock("one", session=session, wait=3):
+                    pass
+            assert not session.lost
 
     run(scenario)
 
