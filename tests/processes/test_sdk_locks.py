@@ -7,13 +7,15 @@ import asyncio
 import functools
 import inspect
 import re
+import threading
 import time
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_process import Cluster, request
+from cluster_process import Cluster, request, until
+from cluster_process import dss as dss_command
 
 import dss.client
 import dss.client.sync
@@ -100,6 +102,26 @@ def test_no_websocket_gets_through__the_same_over_http(
                 pass
 
     asyncio.run(scenario())
+
+
+def test_lock_run__stops_its_command_when_the_lock_is_broken(cluster: Cluster) -> None:
+    url = cluster.url("lock-1")
+    done: list[Any] = []
+
+    def run() -> None:
+        words = ["lock", "run", "cli-broken", "--ttl", "2", "--endpoints", url]
+        done.append(dss_command(*words, "--", "sleep", "60"))
+
+    holder = threading.Thread(target=run)
+    holder.start()
+    until(lambda: request("GET", f"{url}/v1/locks/cli-broken").body["holders"] or None, "held")
+    broken = dss_command("lock", "break", "cli-broken", "--reason", "stuck", "--endpoints", url)
+    assert broken.returncode == 0, broken.stderr
+    holder.join(20)
+    assert done[0].returncode == 75, done
+    assert "was taken away" in done[0].stderr
+    history = dss_command("lock", "history", "cli-broken", "--endpoints", url)
+    assert "stuck" in history.stdout
 
 
 def test_leader_killed__the_sdk_loses_no_lock_and_grants_none_twice(cluster: Cluster) -> None:

@@ -80,6 +80,8 @@ class KeepAlive(threading.Thread):
         self._stopped = threading.Event()
         self._changed = changed
         self.reason = ""
+        self.granted: tuple[str, int] | None = None
+        """The lock and its token, once it is held: an administrator may break it."""
         self.safe_until_s = now_s() + ttl_s * (1 - _DRIFT)
 
     def run(self) -> None:
@@ -98,6 +100,21 @@ class KeepAlive(threading.Thread):
             else:
                 self.safe_until_s = sent_s + self._ttl_s * (1 - _DRIFT)
                 pause_s = self._ttl_s / 3
+                if self._is_broken():
+                    self._lose("it was taken away; see dss lock history")
+                    return
+
+    def _is_broken(self) -> bool:
+        """The session lives, but a node says that the lock is not held with our token."""
+        if self.granted is None:
+            return False
+        name, token = self.granted
+        try:
+            path = f"/v1/locks/{segment(name)}/verify"
+            verdict = self._client.ask("lock", "POST", path, {"token": token}).json()
+        except CliError:
+            return False  # nobody can say: the lease decides
+        return verdict.get("valid") is False
 
     def _lose(self, reason: str) -> None:
         self.reason = reason
@@ -129,6 +146,7 @@ def run_holding(
     keepalive.start()
     try:
         granted = acquire_lock(client, name, session, shared, wait_s)
+        keepalive.granted = (name, int(granted["token"]))
         environ = os.environ | {
             "DSS_LOCK_NAME": name,
             "DSS_LOCK_SESSION": session,
