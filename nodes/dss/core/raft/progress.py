@@ -19,9 +19,9 @@ class Progress:
     """One follower or learner in the leader's term.
 
     `match` is durable there; `next` is the next index to send; `waiting` (PROBE) means a request
-    is out; `contact_ms` is when it last answered, at first when the leader began, `heard` whether it ever
-    did in this term; `read_context` is the last ReadIndex round it
-    confirmed; `stuck_at` is the match seen at the last heartbeat response. `round_target` and
+    is out; `contact_ms` is when it last answered, at first when the leader began; `heard` says
+    whether it ever did in this term; `read_context` is the last ReadIndex round it confirmed;
+    `stuck_at` is the match seen at the last heartbeat response. `round_target` and
     `round_began_ms` are a learner's catch-up round: what it must have, and since when (§4.2.1).
     """
 
