@@ -6,9 +6,10 @@ No daemon, no timer, no create/update handler: those bring finalizers and annota
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import kopf
@@ -66,7 +67,23 @@ async def stop(**_: Any) -> None:
 def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     """By the pod's token or $KUBECONFIG; not by the `kubernetes` package, whose synchronous half
     would double the process's memory."""
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    found = kopf.login_with_service_account(**kwargs)
+    if found is None:
+        return kopf.login_with_kubeconfig(**kwargs)
+    return dataclasses.replace(found, server=api_address(os.environ) or found.server)
+
+
+def api_address(environ: Mapping[str, str]) -> str:
+    """The API server as every pod is told it; "" outside of one.
+
+    kopf's own choice is a name, and the cluster's DNS may be what was lost: on the day on which a
+    node dies with the only DNS pod on it, the operator must still be at work.
+    """
+    host = environ.get("KUBERNETES_SERVICE_HOST", "")
+    port = environ.get("KUBERNETES_SERVICE_PORT_HTTPS") or environ.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        return ""
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]

@@ -286,3 +286,27 @@ def test_node_does_not_answer__said_so(monkeypatch: pytest.MonkeyPatch) -> None:
         await nodes.close()
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("environ", "address"),
+    [
+        ({"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"},
+         "https://10.96.0.1:443"),
+        ({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT_HTTPS": "6443"},
+         "https://[fd00::1]:6443"),
+        ({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, "https://kubernetes.default.svc"),
+    ],
+)  # fmt: skip
+def test_login_in_a_pod__asks_no_name_server_for_the_api(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], address: str
+) -> None:
+    for name in ("HOST", "PORT", "PORT_HTTPS"):
+        monkeypatch.delenv(f"KUBERNETES_SERVICE_{name}", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    given = kopf.ConnectionInfo(server="https://kubernetes.default.svc", token="t", ca_path="/ca")
+    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: given)
+    found = handlers.login()
+    assert found is not None
+    assert (found.server, found.token, found.ca_path) == (address, "t", "/ca")
