@@ -16,7 +16,7 @@ import msgspec
 from dss.base import limits
 from dss.base.errors import Invalid
 from dss.core.machine import strip_array_header
-from dss.drivers.engine import NULL_SINK, Flight
+from dss.drivers.group import NULL_SINK, Flight
 from dss.drivers.ports import Sink
 from dss.transport.links import Links
 from dss.transport.ports import Peer

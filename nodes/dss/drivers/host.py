@@ -18,15 +18,18 @@ from typing import Any, Final
 import msgspec
 
 from dss.base import limits
-from dss.base.errors import Indeterminate, NoQuorum, StorageFailed, Unavailable
+from dss.base.errors import NoQuorum, StorageFailed, Unavailable
 from dss.core.machine import Machine
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, RaftMessage, VoteRequest
 from dss.core.raft.settings import RaftSettings
-from dss.drivers.engine import Engine, Flight
+from dss.drivers.calls import CallSink
+from dss.drivers.engine import Engine
 from dss.drivers.forwarding import Forwarder
+from dss.drivers.group import Flight
 from dss.drivers.ports import Sink
 from dss.drivers.split_vote import SplitVote
+from dss.drivers.sync_policy import SyncPolicy
 from dss.observe.logs import event
 from dss.observe.metrics import Histogram
 from dss.storage.snapshots import SnapshotStore
@@ -36,12 +39,6 @@ from dss.transport.ports import Peer
 
 log = logging.getLogger("dss.raft")
 
-SYNC_WINDOW: Final = 128
-"""Syncs between two looks at their mean time."""
-SYNC_INLINE_MEAN_NS: Final = 1_000_000
-"""Above this mean, fdatasync goes to a thread: then the loop gains more than the hop costs."""
-THREADED_WINDOWS: Final = 16
-"""So many windows in a thread, then one inline again, to see whether the disk has recovered."""
 GATHER_FROM: Final = 4
 """Separate proposals answered in one cycle that make the next one wait for more."""
 GATHER_TURNS: Final = 3
@@ -50,61 +47,6 @@ RECLAIM_EVERY_S: Final = 5.0
 DRAIN_MS: Final = 500
 """At a stop, after the hand-over: time for the next leader to commit what is in our log, and to
 answer what was sent to it."""
-
-
-class SyncPolicy:
-    """Where fdatasync runs: inline while its mean is below 1 ms, else in a thread.
-
-    The mean, not the p99 of the design: one slow sync in a hundred costs less than a thread hop
-    in each (docs/decisions/0002-inline-fdatasync.md). Only inline syncs are measured, because a
-    thread's figure includes its wait for the interpreter lock.
-    """
-
-    def __init__(self) -> None:
-        self.threaded = False
-        self._seen = 0
-        self._sum_ns = 0
-
-    def note(self, ns: int) -> None:
-        self._seen += 1
-        if self.threaded:
-            if self._seen == SYNC_WINDOW * THREADED_WINDOWS:
-                self.threaded = False
-                self._seen = self._sum_ns = 0
-            return
-        self._sum_ns += ns
-        if self._seen == SYNC_WINDOW:
-            self.threaded = self._sum_ns > SYNC_WINDOW * SYNC_INLINE_MEAN_NS
-            self._seen = self._sum_ns = 0
-
-
-class _CallSink:
-    """Answers as futures, for HTTP handlers and the services' own calls."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._next = 1
-        self._futures: dict[int, asyncio.Future[tuple[int, Any]]] = {}
-
-    def open(self) -> tuple[int, asyncio.Future[tuple[int, Any]]]:
-        rid = self._next
-        self._next += 1
-        future: asyncio.Future[tuple[int, Any]] = self._loop.create_future()
-        self._futures[rid] = future
-        return rid, future
-
-    def answer(self, request_id: int, status: int, body: Any) -> None:
-        future = self._futures.pop(request_id, None)
-        if future is not None and not future.done():
-            future.set_result((status, body))
-
-    def flush(self) -> None:
-        """Nothing is buffered: each future wakes its own handler."""
-
-    def close(self, reason: str) -> None:
-        """The node ends: whatever has no answer by now gets this one."""
-        for rid in list(self._futures):
-            self.answer(rid, Indeterminate.status, Indeterminate(reason).body())
 
 
 class Host:
@@ -146,7 +88,7 @@ class Host:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ms = 0
         self._deferred_tick = False
-        self._calls = _CallSink(self.loop)
+        self._calls = CallSink(self.loop)
         self._role_listeners: list[Callable[[int, str, int, str | None], None]] = []
         self._applied_listeners: dict[int, list[Callable[[], None]]] = {}
         self._offloads = 0
@@ -191,7 +133,7 @@ class Host:
         if not self._scheduled and not self._syncing and not self._stopped:
             self._scheduled = True
             # Many clients were just answered: let the loop read what they ask next.
-            turns = GATHER_TURNS if self.engine.proposals_answered >= GATHER_FROM else 0
+            turns = GATHER_TURNS if self.engine.applying.proposals_answered >= GATHER_FROM else 0
             self.loop.call_soon(self._gather, turns)
 
     def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:

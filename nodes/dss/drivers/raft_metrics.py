@@ -65,15 +65,23 @@ def register(registry: Registry, host: Host) -> None:
     )
     for name, help_text, read in (
         ("dss_raft_cycles_total", "Engine cycles.", lambda: engine.cycles),
-        ("dss_raft_entries_applied_total", "Log entries applied.", lambda: engine.entries_applied),
-        ("dss_raft_commands_applied_total", "Commands applied.", lambda: engine.commands_applied),
+        (
+            "dss_raft_entries_applied_total",
+            "Log entries applied.",
+            lambda: engine.applying.entries_applied,
+        ),
+        (
+            "dss_raft_commands_applied_total",
+            "Commands applied.",
+            lambda: engine.applying.commands_applied,
+        ),
         ("dss_raft_wal_syncs_total", "fsyncs of the log.", lambda: engine.wal.syncs),
         ("dss_raft_wal_bytes_total", "Bytes written to the log.", lambda: engine.wal.bytes_written),
-        ("dss_raft_snapshots_taken_total", "Snapshots saved.", lambda: engine.snapshots_taken),
+        ("dss_raft_snapshots_taken_total", "Snapshots saved.", lambda: engine.snapshotting.taken),
         (
             "dss_raft_snapshots_installed_total",
             "Snapshots received from a leader.",
-            lambda: engine.snapshots_installed,
+            lambda: engine.snapshotting.installed,
         ),
         (
             "dss_raft_forwarded_total",

@@ -4,7 +4,7 @@ A file is written under a temporary name, synced, renamed, and the directory syn
 with its final name is complete. Each 64 KiB block has its own CRC32C, so that a piece for a
 follower is read and checked without the rest. The bytes are in docs/disk-format.md § Snapshots.
 
-What must not live here: what the data means; when to take one (drivers/engine.py).
+What must not live here: what the data means; when to take one (drivers/snapshotting.py).
 Threads: `save` may run in a thread beside everything else.
 """
 

@@ -16,7 +16,8 @@ from dss.base.errors import CorruptData, StorageFailed
 from dss.core.machine import Machine
 from dss.core.raft.messages import Configuration, RaftMessage, VoteResponse
 from dss.core.raft.raft import Raft
-from dss.drivers.engine import Engine, Flight
+from dss.drivers.engine import Engine
+from dss.drivers.group import Flight
 from dss.drivers.ports import Sink
 from dss.storage.snapshots import SnapshotStore
 from dss.storage.wal import Wal

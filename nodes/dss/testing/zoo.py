@@ -17,7 +17,8 @@ from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
 from dss.core.raft.leadership import Leadership
 from dss.core.raft.raft import Raft
-from dss.drivers.engine import Engine, Group
+from dss.drivers.engine import Engine
+from dss.drivers.group import Group
 from dss.storage.durable import START, DurableMark
 from dss.storage.files import Files
 from dss.storage.recovery import Recovered, recover

@@ -18,8 +18,9 @@ from dss.core.raft.messages import (
     Member,
 )
 from dss.core.raft.settings import RaftSettings
-from dss.drivers import engine as engine_module
-from dss.drivers.engine import NULL_SINK, Engine
+from dss.drivers.engine import Engine
+from dss.drivers.group import NULL_SINK
+from dss.drivers.snapshotting import SNAPSHOTS_PER_RECLAIM
 from dss.storage.snapshots import SnapshotStore
 from dss.storage.wal import Wal
 from dss.testing.disk import SimFiles
@@ -410,7 +411,7 @@ def test_follower_far_behind__gets_the_snapshot_and_the_old_file_goes():
     for ident in range(60):
         leader.propose(Sink(), ident)
         world.run(1)
-    assert leader.engine.snapshots_taken >= 2
+    assert leader.engine.snapshotting.taken >= 2
     leader.engine.reclaim()
     known = leader.engine.snapshots.latest(GROUP)
     assert [n for n in leader.snapshot_files.list() if n.endswith(".snap")] == [
@@ -418,7 +419,7 @@ def test_follower_far_behind__gets_the_snapshot_and_the_old_file_goes():
     ]
     slow.start()
     world.run(300)
-    assert slow.engine.snapshots_installed == 1
+    assert slow.engine.snapshotting.installed == 1
     assert slow.machine.idents == leader.machine.idents == list(range(60))
     slow.crash()
     slow.start()
@@ -437,12 +438,12 @@ def test_many_quiet_groups_pin_the_log__a_few_snapshots_per_turn():
         world.run(0)
     assert node.engine.wal.segments > 3
     node.engine.reclaim()
-    assert len(node.offloaded) == engine_module.SNAPSHOTS_PER_RECLAIM
+    assert len(node.offloaded) == SNAPSHOTS_PER_RECLAIM
     for _ in range(6):
         world.run(2)
         node.engine.reclaim()
     world.run(2)
-    assert node.engine.snapshots_taken >= 7
+    assert node.engine.snapshotting.taken >= 7
     node.engine.reclaim()
     assert node.engine.wal.segments <= 3
 

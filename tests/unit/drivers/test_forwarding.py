@@ -10,8 +10,8 @@ from dss.base import limits
 from dss.base.errors import NoQuorum
 from dss.core.machine import join_items
 from dss.drivers import forwarding
-from dss.drivers.engine import NULL_SINK, Flight
 from dss.drivers.forwarding import Answers, Forward, Forwarder
+from dss.drivers.group import NULL_SINK, Flight
 from dss.testing.tally import Add, Tally
 from dss.transport.ports import Peer
 

@@ -162,7 +162,7 @@ def test_joined_node_without_its_log__takes_no_snapshot_and_is_not_ready(tmp_pat
         for group in GROUPS:
             first.host.engine.take_snapshot(first.host.engine.groups[group])
         await asyncio.sleep(0.05)
-        assert first.host.engine.snapshots_taken == 0
+        assert first.host.engine.snapshotting.taken == 0
         first.host.engine.event(LOCK_GROUP, fx.Tick())
         await asyncio.sleep(0.5)
         assert first.host.engine.groups[LOCK_GROUP].raft.role == "learner"

@@ -1,0 +1,180 @@
+"""Snapshots of all groups of one engine: taking, sending, receiving and installing them.
+
+What must not live here: files (storage/snapshots.py), which chunk a peer gets next (core/raft).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from dss.base import limits
+from dss.core.raft import effects as fx
+from dss.core.raft.messages import SnapshotChunk, SnapshotResponse
+from dss.drivers.group import Group
+from dss.storage.snapshots import SnapshotStore
+
+if TYPE_CHECKING:
+    from dss.drivers.engine import Engine
+
+log = logging.getLogger("dss.raft")
+
+SNAPSHOTS_PER_RECLAIM: Final = 2
+"""Each copies a machine's state on the loop: many in one turn would hold heartbeats up."""
+
+
+class Snapshotting:
+    """See the module.
+
+    Args:
+        every_entries, every_bytes: a group's snapshot is due after so much has been applied.
+    """
+
+    def __init__(
+        self, engine: Engine, store: SnapshotStore, every_entries: int, every_bytes: int
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._every_entries = every_entries
+        self._every_bytes = every_bytes
+        self.taken = 0
+        self.installed = 0
+
+    def take_if_due(self, group: Group) -> None:
+        if group.snapshot_busy or group.applied_index == group.snapshot_index:
+            return
+        if (
+            group.entries_since_snapshot >= self._every_entries
+            or group.applied_bytes >= self._every_bytes
+        ):
+            self.take(group)
+
+    def take_pinned(self) -> None:
+        """Snapshot quiet groups whose old entries keep WAL segments alive, a few at a time."""
+        pinned = self._engine.wal.pinned()
+        taken = 0
+        for gid in sorted(pinned, key=lambda gid: (-pinned[gid], gid)):
+            group = self._engine.groups.get(gid)
+            if (
+                group is not None
+                and pinned[gid] >= 2
+                and not group.snapshot_busy
+                and group.applied_index > group.snapshot_index
+                and taken < SNAPSHOTS_PER_RECLAIM
+            ):
+                taken += 1
+                self.take(group)
+
+    def take(self, group: Group) -> None:
+        """Save the machine's state; the log up to here may then go.
+
+        Not while this node does not know who the members were at that point: it has joined, and
+        applied no configuration yet (drivers/founding.py).
+        """
+        if not group.configuration.voters:
+            return
+        index, log_ms = group.applied_index, group.applied_log_ms
+        term = group.raft.log.term_at(index)
+        assert term is not None, "what is applied is in the log or the snapshot"
+        data = group.machine.snapshot()
+        configuration = group.configuration
+        group.snapshot_busy = True
+        group.entries_since_snapshot = 0
+        group.applied_bytes = 0
+
+        def work() -> None:
+            self._store.save(group.gid, index, term, log_ms, configuration, data)
+
+        def done() -> None:
+            group.snapshot_busy = False
+            if index <= group.snapshot_index:
+                return  # the leader's snapshot overtook ours
+            group.snapshot_index = index
+            self.taken += 1
+            self._engine.wal.snapshot(group.gid, index, term, log_ms, configuration)
+            self._engine.unsynced = True
+            group.inbox.append(fx.SnapshotTaken(index, term, log_ms, len(data)))
+            self._engine.touch(group)
+            self._engine.hooks.wake()
+
+        self._engine.hooks.offload(work, done)
+
+    def reclaim(self) -> None:
+        """Free WAL segments and snapshot files that nothing needs, at a quiet moment."""
+        self._engine.wal.reclaim()
+        self.take_pinned()
+        for gid in self._engine.groups:
+            # Only behind a mark that is durable: recovery may still ask for the older file.
+            keep_index = self._engine.wal.durable_snapshot(gid)
+            if keep_index:
+                self._store.prune(gid, keep_index)
+
+    def send_chunk(self, group: Group, effect: fx.SendSnapshot) -> None:
+        meta = self._store.meta(group.gid, effect.index)
+        if meta is None:
+            return  # replaced by a newer one: the core asks again with its index
+        data, size = self._store.read(
+            group.gid, effect.index, effect.offset, limits.SNAPSHOT_CHUNK_BYTES
+        )
+        self._engine.hooks.send(
+            effect.peer,
+            SnapshotChunk(
+                group.gid,
+                effect.term,
+                effect.index,
+                meta.term,
+                meta.log_ms,
+                meta.configuration,
+                size,
+                effect.offset,
+                data,
+            ),
+        )
+
+    def store_chunk(self, group: Group, effect: fx.StoreChunk) -> None:
+        chunk = effect.chunk
+        receiver = group.receiver
+        if receiver is None or (receiver.index, receiver.term) != (
+            chunk.index,
+            chunk.snapshot_term,
+        ):
+            if receiver is not None:
+                receiver.abandon()
+            receiver = group.receiver = self._store.begin_receive(
+                group.gid,
+                chunk.index,
+                chunk.snapshot_term,
+                chunk.log_ms,
+                chunk.configuration,
+                chunk.size,
+            )
+        if chunk.offset == receiver.received:
+            receiver.write_chunk(chunk.offset, chunk.data)
+        if receiver.received < chunk.size:
+            response = SnapshotResponse(group.gid, group.raft.term, chunk.index, receiver.received)
+            self._engine.after_sync.append((effect.peer, response))
+            return
+        receiver.finish()
+        group.receiver = None
+        group.install = chunk
+
+    def install(self, group: Group, chunk: SnapshotChunk) -> fx.SnapshotInstalled:
+        """Put a whole received snapshot in the machine's place; the core must hear the event."""
+        # The core asks only for snapshots beyond its commit index.
+        assert chunk.index > group.applied_index
+        assert not group.to_apply
+        self._engine.applying.end_flights(group)  # what became of them is inside the snapshot
+        group.machine.restore(self._store.load(group.gid, chunk.index))
+        group.applied_index = group.snapshot_index = chunk.index
+        group.applied_log_ms = chunk.log_ms
+        group.entries_since_snapshot = group.applied_bytes = 0
+        group.configuration = chunk.configuration
+        self._engine.wal.snapshot(
+            group.gid, chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.configuration
+        )
+        self._engine.unsynced = True
+        self.installed += 1
+        log.info("group %d: installed the snapshot at %d", group.gid, chunk.index)
+        return fx.SnapshotInstalled(
+            chunk.index, chunk.snapshot_term, chunk.log_ms, chunk.size, chunk.configuration
+        )
