@@ -26,12 +26,13 @@ from dss.client.calls import Calls
 from dss.client.election import Election
 from dss.client.handles import LockHandle, RwLock
 from dss.client.lock_calls import LockCalls
-from dss.client.locks import Locks, Want
+from dss.client.locks import Locks
 from dss.client.nodes import Nodes, endpoints_of
 from dss.client.queues import Queue
 from dss.client.requests import Requests
 from dss.client.sessions import Session
 from dss.client.stream import LockStream
+from dss.client.waits import Want
 
 DEFAULT_TTL_S = SESSION_TTL_MS_DEFAULT / 1_000
 

@@ -15,7 +15,8 @@ from dss.client.errors import REPEATABLE
 from dss.client.handles import LockHandle
 from dss.client.held import Held
 from dss.client.lock_calls import clock_s
-from dss.client.locks import Locks, Want
+from dss.client.locks import Locks
+from dss.client.waits import Want
 
 LOOK_S: Final = 5.0
 """How long a look at the leader is repeated while nobody can answer."""

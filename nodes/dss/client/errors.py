@@ -36,6 +36,28 @@ _BY_STATUS: Final[dict[int, type[DssError]]] = {
 }  # fmt: skip
 _PROBLEM_MEMBERS: Final = ("type", "title", "status", "detail", "code", "message", "retry_after_ms")
 
+
+class LockTimeout(Conflict):
+    """Busy for all of `wait`; the message says who has it and where one stood in line."""
+
+
+class DeadlockError(Conflict):
+    """Waiting would never end: `cycle` says who waits for which lock, the caller first.
+
+    It still holds what it held. Release that and start over, or enter the same handle again: it
+    has its old place in line.
+    """
+
+    @property
+    def cycle(self) -> list[dict[str, Any]]:
+        """Of each: `session`, `owner`, `label` for people, `name` (and `names`) of its lock."""
+        return list(self.extra.get("cycle", ()))
+
+
+_CONFLICTS: Final[dict[str, type[Conflict]]] = {
+    "lock_timeout": LockTimeout, "deadlock": DeadlockError,
+}  # fmt: skip
+
 REPEATABLE: Final = (NoQuorum, Unavailable, Overloaded)
 """Nothing was done: the same request may be repeated after `retry_after_ms`."""
 
@@ -54,7 +76,7 @@ def error_of(status: int, body: Any) -> DssError:
     error: DssError
     kind = _BY_CODE.get(code)
     if kind is None and status == 409:
-        error = Conflict(code or "conflict", message)
+        error = _CONFLICTS.get(code, Conflict)(code or "conflict", message)
     else:
         error = (kind or _BY_STATUS.get(status, DssError))(message)
     error.code = code or error.code

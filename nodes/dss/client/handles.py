@@ -5,11 +5,14 @@ What must not live here: requests (locks.py).
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 
 from dss.base.errors import Conflict, DssError
+from dss.client.errors import DeadlockError
 from dss.client.held import Held
-from dss.client.locks import Locks, Want
+from dss.client.locks import Locks
+from dss.client.waits import Want
 
 
 class LockHandle:
@@ -27,24 +30,28 @@ class LockHandle:
         self._waiting = False
 
     async def acquire(self) -> Held:
-        """Without `async with`: give it back with `release`.
+        """Without `async with`: give it back with `release`, from any task.
 
         Raises:
-            Conflict: `lock_timeout`: busy for all of `wait`; `deadlock`: its `extra["cycle"]` says
-                who waits for whom; `in_use`: this handle holds or waits already.
+            LockTimeout: busy for all of `wait`.
+            DeadlockError: its `cycle` says who waits for whom.
+            Conflict: `in_use`: this handle holds or waits already.
             Indeterminate: nobody could say whether it was granted; if so, it is given back.
         """
+        return await self.acquire_as(None)
+
+    async def acquire_as(self, doer: object) -> Held:
+        """`acquire` for what a task (or a thread) enters and leaves: see owners.py."""
         if self._held is not None or self._waiting:
             names = ", ".join(self._want.names)
             raise Conflict("in_use", f"this handle of lock {names!r} is in use: make another")
-        owner = self._given_owner or self._owner or self._locks.new_owner()
+        owner = self._given_owner or self._locks.owners.pick(doer, self._want, self._owner)
         self._owner = ""
         self._waiting = True
         try:
             self._held = await self._locks.acquire(self._want, owner)
-        except Conflict as error:
-            if error.code == "deadlock":
-                self._owner = owner
+        except DeadlockError:
+            self._owner = owner
             raise
         finally:
             self._waiting = False
@@ -58,7 +65,7 @@ class LockHandle:
         await self._locks.release(held)
 
     async def __aenter__(self) -> Held:
-        return await self.acquire()
+        return await self.acquire_as(asyncio.current_task())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None,

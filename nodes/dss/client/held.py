@@ -104,17 +104,16 @@ class Held:
         Raises:
             Conflict: `deadlock` when another reader upgrades already, `lock_timeout`.
         """
-        self.token = await self._locks.change(self, "upgrade", wait)
-        return self.token
+        return await self._locks.change(self, "upgrade", wait)
 
     async def downgrade(self) -> None:
         """An exclusive hold becomes shared; readers come in. The token stays."""
-        self.token = await self._locks.change(self, "downgrade", 0.0)
+        await self._locks.change(self, "downgrade", 0.0)
 
     def became(self, mode: str, token: int) -> None:
         """The server has changed it."""
         self.unwatch()
-        self.tokens[self.name] = token
+        self.token = self.tokens[self.name] = token
         self.mode = mode
         self._watch()
 

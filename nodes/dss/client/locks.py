@@ -1,47 +1,30 @@
 """Acquiring and releasing for the handles, exactly once; the client's sessions by TTL.
 
-A holder is `(session, owner)`: each acquire is its own owner, so two tasks of one client exclude
-each other. Commands carry sequence numbers: a lost answer is asked for again. What a caller has
-given up (cancelled, or no answer) is undone in the background: its wait is ended, and what was
-granted after all is released. What must not live here: connections, what users call (handles.py).
+Commands carry sequence numbers: a lost answer is asked for again. What a caller has given up
+(cancelled, or no answer) is undone in the background: its wait is ended, and what was granted
+after all is released. What must not live here: connections, one wait (waits.py), what users call
+(handles.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dss.base.errors import Conflict, DssError, Indeterminate, Unavailable
-from dss.base.limits import WAIT_MS_MAX
 from dss.client.errors import REPEATABLE
 from dss.client.held import Held
 from dss.client.lock_calls import PAUSE_S, LockCalls, clock_s
+from dss.client.owners import Owners
 from dss.client.sessions import Session
+from dss.client.waits import Wait, Want, tokens_of
 
 RELEASE_S: Final = 5.0
 """How long a release is repeated while there is no quorum."""
 CLOSE_S: Final = 5.0
 """For what is being undone when the client closes: sessions end, so nothing stays held."""
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What to acquire: `op` and its arguments but session, owner and wait."""
-
-    op: str
-    names: tuple[str, ...]
-    args: dict[str, Any]
-    mode: str = "exclusive"
-    ttl_ms: int = 0
-    own: Session | None = None
-    """A session of the user's, instead of the one for `ttl_ms`."""
-    wait_s: float = math.inf
-    confirm_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -63,7 +46,7 @@ class Locks:
     def __init__(self, calls: LockCalls, name: str = "") -> None:
         self.calls = calls
         self._name = name
-        self._owners = itertools.count(1)
+        self.owners = Owners()
         self._sessions = Sessions()
         self._chores: set[asyncio.Task[None]] = set()
 
@@ -103,21 +86,21 @@ class Locks:
     async def _shared_session(self, ttl_ms: int) -> Session:
         """The client's session with this TTL: one for all locks."""
         by_ttl = self._sessions.by_ttl
-        task = by_ttl.get(ttl_ms)
-        if task is None:
-            task = asyncio.create_task(self.open_session(ttl_ms), name="dss-session")
-            by_ttl[ttl_ms] = task
-        try:
-            session = await asyncio.shield(task)
-        except DssError:
-            if by_ttl.get(ttl_ms) is task:
-                del by_ttl[ttl_ms]
-            raise
-        if session.lost:
+        while True:
+            task = by_ttl.get(ttl_ms)
+            if task is None:
+                task = asyncio.create_task(self.open_session(ttl_ms), name="dss-session")
+                by_ttl[ttl_ms] = task
+            try:
+                session = await asyncio.shield(task)
+            except DssError:
+                if by_ttl.get(ttl_ms) is task:
+                    del by_ttl[ttl_ms]
+                raise
+            if not session.lost:
+                self._sessions.shared.add(session)
+                return session
             self.forget(session)
-            raise Conflict("session_expired", f"session {session.id} has ended")
-        self._sessions.shared.add(session)
-        return session
 
     async def end_session(self, session: Session) -> None:
         """End it and all that it holds."""
@@ -161,15 +144,12 @@ class Locks:
 
     # --- locks ----------------------------------------------------------------------------
 
-    def new_owner(self) -> str:
-        """A holder that excludes all others of the client."""
-        return str(next(self._owners))
-
     async def acquire(self, want: Want, owner: str) -> Held:
         """Wait up to `want.wait_s`.
 
         Raises:
-            Conflict: `lock_timeout`, `deadlock`, `session_expired` (of a session of one's own).
+            LockTimeout, DeadlockError.
+            Conflict: `session_expired` (of a session of one's own).
             Indeterminate: nobody could say whether it was granted; it is undone when one can.
         """
         until_s = clock_s() + want.wait_s
@@ -177,40 +157,51 @@ class Locks:
         while True:
             try:
                 session = want.own or await self._shared_session(want.ttl_ms)
-                return await self._try_acquire(want, session, owner, until_s)
-            except Conflict as error:
-                late = clock_s() >= until_s
-                if error.code == "session_expired" and want.own is None and not renewed:
-                    renewed = True
-                elif error.code != "lock_timeout" or late:
-                    raise
             except REPEATABLE as error:
                 pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S
                 if clock_s() + pause_s > until_s:
+                    self.owners.free(owner, want.names)
                     raise
                 await asyncio.sleep(pause_s)
+                continue
+            except (DssError, asyncio.CancelledError):
+                self.owners.free(owner, want.names)
+                raise
+            try:
+                return await self._try_acquire(want, session, owner, until_s)
+            except (asyncio.CancelledError, Indeterminate, *REPEATABLE):
+                raise  # its undoing frees the owner
+            except DssError as error:
+                expired = error.code == "session_expired" and want.own is None
+                if not expired or renewed:
+                    self.owners.free(owner, want.names)
+                    raise
+                renewed = True
 
     async def _try_acquire(self, want: Want, session: Session, owner: str, until_s: float) -> Held:
-        args = want.args | {"owner": owner}
-        wait_ms = round(1_000 * max(0.0, min(WAIT_MS_MAX / 1_000, until_s - clock_s())))
-        if wait_ms:
-            args["wait_ms"] = wait_ms
-        task = asyncio.create_task(session.do(want.op, args, until_s), name="dss-acquire")
+        async def unwanted(body: Any) -> None:
+            await self._give_back(session, owner, tokens_of(want, body))
+
+        wait = Wait(
+            self.calls, session, want.op, want.args | {"owner": owner}, want.names[0], until_s,
+            unwanted,
+        )  # fmt: skip
         self._hold(session, 1)  # also while it waits: a retired session must not end under it
         try:
-            body = await asyncio.shield(task)
+            body = await wait.answer()
             await self._confirm(want, session, owner, body)
-        except (asyncio.CancelledError, Indeterminate):
-            self._chore(self._undo(want, session, args, task))
+        except (asyncio.CancelledError, Indeterminate, *REPEATABLE):
+            self._chore(self._undo(wait, want, session, owner))
             raise
         except DssError as error:
             self._hold(session, -1)
-            session.skip(args)
             if isinstance(error, Conflict) and error.code == "session_expired":
                 session.lose(error.message)
                 self.forget(session)
             raise
-        return Held(self, session, owner, _tokens(want, body), want.mode)
+        held = Held(self, session, owner, tokens_of(want, body), want.mode)
+        self.owners.holds(held)
+        return held
 
     async def _confirm(self, want: Want, session: Session, owner: str, body: Any) -> None:
         if not want.confirm_s:
@@ -221,30 +212,26 @@ class Locks:
         until_s = clock_s() + want.confirm_s
         await self.calls.settle("confirm", args, lambda _: until_s)
 
-    async def _undo(
-        self, want: Want, session: Session, args: dict[str, Any], task: asyncio.Task[Any]
-    ) -> None:
-        """End the wait; when the grant comes after all, release it."""
-        cancel = {"session": session.id, "name": want.names[0], "owner": args["owner"]}
+    async def _undo(self, wait: Wait, want: Want, session: Session, owner: str) -> None:
         try:
-            with contextlib.suppress(DssError):
-                await self.calls.ask("cancel", cancel)
-            while not session.lost:
-                try:
-                    body = await task
-                except (*REPEATABLE, Indeterminate):
-                    await asyncio.sleep(PAUSE_S)
-                    task = asyncio.create_task(session.do(want.op, args, clock_s()))
-                    continue
-                except DssError:
-                    return
-                held = Held(self, session, args["owner"], _tokens(want, body), want.mode)
-                self._hold(session, 1)
-                with contextlib.suppress(DssError):
-                    await self.release(held)
-                return
+            await wait.undo()
+            self.owners.free(owner, want.names)
         finally:
             self._hold(session, -1)
+
+    async def _give_back(self, session: Session, owner: str, tokens: Mapping[str, int]) -> None:
+        """What nobody has in hand. When it cannot be said, the session ends with its last hold."""
+        for name, token in tokens.items():
+            args = {"name": name, "token": token, "owner": owner}
+            try:
+                await session.do("release", args, clock_s() + RELEASE_S)
+            except (Indeterminate, *REPEATABLE, asyncio.CancelledError) as error:
+                session.skip(args)
+                self._retire(session)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+            except DssError:
+                continue  # it is not held: lost, or never more than once
 
     async def release(self, held: Held) -> None:
         """Give it back, each of several.
@@ -253,60 +240,40 @@ class Locks:
             Conflict: `not_holder` or `session_expired`: it was lost before.
         """
         held.unwatch()
+        certain = True
         try:
             for name, token in held.tokens.items():
                 args = {"name": name, "token": token, "owner": held.owner}
                 try:
                     await held.session.do("release", args, clock_s() + RELEASE_S)
-                except (Indeterminate, asyncio.CancelledError):
-                    held.session.skip(args)
-                    self._retire(held.session)
-                    raise
-                except REPEATABLE:
+                except (Indeterminate, *REPEATABLE, asyncio.CancelledError):
+                    certain = False
                     held.session.skip(args)
                     self._retire(held.session)
                     raise
         finally:
             self._hold(held.session, -1)
+            if certain or held.session.lost:
+                self.owners.free(held.owner, held.tokens)
 
     async def change(self, held: Held, op: str, wait_s: float) -> int:
         """Upgrade or downgrade; the token from now on."""
         mode = "exclusive" if op == "upgrade" else "shared"
-        until_s = clock_s() + wait_s
-        args: dict[str, Any] = {"name": held.name, "token": held.token, "owner": held.owner}
-        if op == "upgrade":
-            args["wait_ms"] = min(WAIT_MS_MAX, round(wait_s * 1_000))
-        task = asyncio.create_task(held.session.do(op, args, until_s), name=f"dss-{op}")
-        try:
-            body = await asyncio.shield(task)
-        except (asyncio.CancelledError, Indeterminate):
-            self._chore(self._settle_change(held, args, op, mode, task))
-            raise
-        except REPEATABLE:
-            held.session.skip(args)
-            raise
-        held.became(mode, int(body["token"]))
-        return int(body["token"])
 
-    async def _settle_change(
-        self, held: Held, args: dict[str, Any], op: str, mode: str, task: asyncio.Task[Any]
-    ) -> None:
-        """The caller has given up: end the wait, but know what is held."""
-        cancel = {"session": held.session.id, "name": held.name, "owner": held.owner}
-        with contextlib.suppress(DssError):
-            await self.calls.ask("cancel", cancel)
-        while not held.session.lost:
-            try:
-                body = await task
-            except (*REPEATABLE, Indeterminate):
-                await asyncio.sleep(PAUSE_S)
-                task = asyncio.create_task(held.session.do(op, args, clock_s()))
-                continue
-            except DssError:
-                return
-            held.token = int(body["token"])
-            held.became(mode, held.token)
-            return
+        async def changed(body: Any) -> None:
+            held.became(mode, int(body["token"]))
+
+        args: dict[str, Any] = {"name": held.name, "token": held.token, "owner": held.owner}
+        until_s = clock_s() + wait_s
+        wait = Wait(self.calls, held.session, op, args, held.name, until_s, changed)
+        try:
+            body = await wait.answer()
+        except (asyncio.CancelledError, Indeterminate, *REPEATABLE):
+            # The caller gives up, but what is held must be known.
+            self._chore(wait.undo())
+            raise
+        await changed(body)
+        return held.token
 
     async def close(self) -> None:
         """End all sessions: whatever is held is given back."""
@@ -321,14 +288,6 @@ class Locks:
             for chore in late:
                 chore.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-def _tokens(want: Want, body: Any) -> dict[str, int]:
-    """Name and token of each lock, in the order asked for."""
-    if want.op != "acquire_many":
-        return {want.names[0]: int(body["token"])}
-    tokens = {str(one["name"]): int(one["token"]) for one in body["locks"]}
-    return {name: tokens[name] for name in want.names}
 
 
 def _result(task: asyncio.Task[Session]) -> Session | None:

@@ -35,6 +35,9 @@ class FakeCluster:
         self.unready_puts = 0
         self.urls: list[str] = []
         self.streams: set[web.WebSocketResponse] = set()
+        self.swallow_answers = False
+        """Keep answers back until `give_swallowed`."""
+        self.swallowed: list[tuple[web.WebSocketResponse, list[Any]]] = []
 
     def app(self, number: int) -> web.Application:
         app = web.Application()
@@ -97,8 +100,21 @@ class FakeCluster:
         return ws
 
     async def answer(self, ws: web.WebSocketResponse, request_id: int, *result: Any) -> None:
-        if not ws.closed:
+        if self.swallow_answers:
+            self.swallowed.append((ws, [request_id, *result]))
+        elif not ws.closed:
             await ws.send_bytes(msgspec.msgpack.encode([[request_id, *result]]))
+
+    async def give_swallowed(self) -> None:
+        """What was kept back, in its order."""
+        self.swallow_answers = False
+        kept, self.swallowed = self.swallowed, []
+        for ws, answer in kept:
+            await ws.send_bytes(msgspec.msgpack.encode([answer]))
+
+    def command(self, op: str, args: dict[str, Any]) -> Any:
+        """As a client's bytes give it."""
+        return self.machine.codec.decode_args(op, msgspec.msgpack.encode(args))
 
     async def push(self, body: Any) -> None:
         """To every stream, unasked."""

@@ -11,7 +11,7 @@ import pytest
 from fake_cluster import FakeCluster, run, running
 
 from dss.base.errors import Conflict, DssError, Unavailable
-from dss.client import Client, connect
+from dss.client import Client, LockTimeout, connect
 
 
 def test_lock__gives_tokens_that_grow_and_is_free_afterwards() -> None:
@@ -48,13 +48,15 @@ def test_two_tasks_of_one_client__exclude_each_other_in_turn() -> None:
 
 def test_busy_lock__is_a_conflict_after_the_wait() -> None:
     async def scenario(fake: FakeCluster, client: Client) -> None:
-        async with client.lock("one"):
-            started = time.monotonic()
-            with pytest.raises(Conflict) as caught:
-                async with client.lock("one", wait=0.2):
-                    raise AssertionError("not reached")
-            assert caught.value.code == "lock_timeout"
-            assert 0.15 < time.monotonic() - started < 2
+        holder = client.lock("one")
+        await holder.acquire()
+        started = time.monotonic()
+        with pytest.raises(LockTimeout) as caught:
+            async with client.lock("one", wait=0.2):
+                raise AssertionError("not reached")
+        assert caught.value.code == "lock_timeout"
+        assert 0.15 < time.monotonic() - started < 2
+        await holder.release()
 
     run(scenario)
 
