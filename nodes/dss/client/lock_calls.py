@@ -72,6 +72,12 @@ class LockCalls:
             raise error_of(status, body)
         return body
 
+    async def keep_alive(self, session: str, silent_s: float) -> None:
+        """`session.keepalive`. A node that says nothing at all for so long is left for another."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(silent_s, self._stream.drop_if_silent, self._stream.mark())
+        await self.ask("session.keepalive", {"session": session})
+
     async def settle(self, op: str, args: dict[str, Any], until_s: Callable[[bool], float]) -> Any:
         """The answer of a command with `seq`: what may have happened is asked again.
 

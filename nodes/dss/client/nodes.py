@@ -38,6 +38,10 @@ def endpoints_of(given: str | Sequence[str] | None) -> list[str]:
     return urls or list(DEFAULT_ENDPOINTS)
 
 
+GRACE_S: Final = 0.25
+"""For the other nodes' answers once one has come: a stopped node must not hold a client up."""
+
+
 class Nodes:
     """The nodes of one cluster, best first per role.
 
@@ -50,6 +54,8 @@ class Nodes:
         self._given = list(endpoints)
         self._by_role: dict[str, list[str]] = {}
         self._url_of: dict[str, str] = {}
+        self._given_as: dict[str, str] = {}
+        """Node id -> the URL at which it was asked, which comes before what it advertises."""
         self._refreshing: asyncio.Task[None] | None = None
 
     async def of_role(self, role: str) -> list[str]:
@@ -69,12 +75,11 @@ class Nodes:
         """Lock nodes, the leader first: the stream asks before each connection."""
         await self.refresh()
         urls = await self.of_role("lock")
-        for url in urls:
-            status = await self._get(f"{url}/v1/raft/status")
-            leader = self._url_of.get(_leader(status))
-            if leader is not None:
-                return [leader, *(other for other in urls if other != leader)]
-        return urls
+        statuses = await self._ask_all(urls, "/v1/raft/status")
+        groups = [group for status in statuses.values() if (group := _lock_group(status))]
+        newest = max(groups, key=lambda group: int(group.get("term") or 0), default={})
+        leader = self._url_of.get(str(newest.get("leader") or ""))
+        return sorted(urls, key=lambda url: (url not in statuses, url != leader))
 
     async def refresh(self) -> None:
         """Ask all given endpoints for the cluster list; concurrent callers share one round."""
@@ -83,16 +88,16 @@ class Nodes:
         await asyncio.shield(self._refreshing)
 
     async def _refresh(self) -> None:
-        views = await asyncio.gather(*(self._get(f"{url}/v1/cluster") for url in self._given))
-        known: dict[str, str] = {}  # node id -> the URL the user gave for it
+        # The given ones may be gone: the lock nodes found before know as well.
+        known = dict.fromkeys([*self._given, *self._by_role.get("lock", ())])
+        views = await self._ask_all(list(known), "/v1/cluster")
+        for url, view in views.items():
+            self._given_as[str(view.get("node_id"))] = url
         listed: dict[str, tuple[str, str]] = {}  # node id -> (role, URL to use)
-        for url, view in zip(self._given, views, strict=True):
-            if view is not None:
-                known.setdefault(str(view.get("node_id")), url)
-        for view in views:
-            for node in (view or {}).get("nodes", ()):
+        for view in views.values():
+            for node in view.get("nodes", ()):
                 node_id = str(node["id"])
-                url = known.get(node_id, str(node["url"]).rstrip("/"))
+                url = self._given_as.get(node_id, str(node["url"]).rstrip("/"))
                 listed.setdefault(node_id, (str(node["role"]), url))
         if not listed:
             return
@@ -107,6 +112,26 @@ class Nodes:
                 urls.insert(0, before[0])
             self._by_role[role] = urls
 
+    async def _ask_all(self, urls: Sequence[str], path: str) -> dict[str, dict[str, Any]]:
+        """The answers that have come by GRACE_S after the first one: none waits for the silent."""
+        asked = {asyncio.create_task(self._get(url + path)): url for url in urls}
+        waiting = set(asked)
+        found: dict[str, dict[str, Any]] = {}
+        try:
+            while waiting:
+                pause_s = GRACE_S if found else None
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                found |= {asked[task]: view for task in done if (view := task.result())}
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        return found
+
     async def _get(self, url: str) -> dict[str, Any] | None:
         try:
             async with self._http.get(url, timeout=ASK_S) as response:
@@ -118,8 +143,9 @@ class Nodes:
         return body if isinstance(body, dict) else None
 
 
-def _leader(status: dict[str, Any] | None) -> str:
-    for group in (status or {}).get("groups", ()):
-        if group.get("group_id") == LOCK_GROUP:
-            return str(group.get("leader") or "")
-    return ""
+def _lock_group(status: dict[str, Any]) -> dict[str, Any]:
+    """Of a node's `/v1/raft/status`."""
+    for group in status.get("groups", ()):
+        if group.get("group_id") == LOCK_GROUP and group.get("leader"):
+            return dict(group)
+    return {}

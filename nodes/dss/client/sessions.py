@@ -15,6 +15,9 @@ from dss.client.lock_calls import PAUSE_S, LockCalls, clock_s
 
 KEEPALIVES_PER_TTL: Final = 3
 """Two lost keepalives in a row still leave the session alive."""
+SILENT_S_MIN: Final = 0.5
+"""A node that lives says something in this time, if only that there is no leader."""
+SILENT_S_MAX: Final = 2.0
 DRIFT: Final = 0.001
 """Clocks may run apart by 1,000 ppm: a holder stops trusting its lock that much early."""
 RESOLVE_S: Final = 5.0
@@ -120,6 +123,7 @@ class Session:
 
     async def _keep_alive(self) -> None:
         pause_s = self.ttl_ms / 1_000 / KEEPALIVES_PER_TTL
+        silent_s = min(SILENT_S_MAX, max(SILENT_S_MIN, pause_s / 2))
         wait_s = pause_s
         while True:
             await asyncio.sleep(wait_s)
@@ -127,7 +131,7 @@ class Session:
             wait_s = min(pause_s, PAUSE_S)
             try:
                 async with asyncio.timeout(pause_s):
-                    await self._calls.ask("session.keepalive", {"session": self.id})
+                    await self._calls.keep_alive(self.id, silent_s)
             except (*REPEATABLE, Indeterminate, TimeoutError):
                 continue
             except DssError as error:

@@ -37,6 +37,7 @@ MOVES_MAX: Final = 20
 HEADER_BYTES: Final = 5
 """Of a message's array."""
 
+Mark = tuple[int, "asyncio.Task[None] | None"]
 _Item = tuple[int, "asyncio.Future[Answer]", bytes]
 
 
@@ -81,6 +82,10 @@ class LockStream:
         self._sent: dict[int, _Item] = {}
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._heard = 0
+        """Messages that have come, over all connections."""
         self.closed = False
         self.no_websockets = False
         """The last time it connected, somebody answered, but spoke no WebSocket (a proxy)."""
@@ -119,6 +124,19 @@ class LockStream:
             self._task = asyncio.create_task(self._run(), name="dss-stream")
         return future
 
+    def mark(self) -> Mark:
+        """What has been heard so far, for `drop_if_silent`."""
+        return self._heard, self._reader
+
+    def drop_if_silent(self, since: Mark) -> None:
+        """Give the connection up if nothing was heard on it since: its node is stopped or gone.
+
+        For who has sent something then, and waits. What was sent fails with Indeterminate.
+        """
+        reader = since[1]
+        if reader is not None and since == self.mark():
+            reader.cancel()
+
     async def close(self) -> None:
         """Fail what is pending and disconnect."""
         self.closed = True
@@ -126,6 +144,7 @@ class LockStream:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        await asyncio.gather(*self._closing)
         self._fail_waiting(Unavailable("the client is closed"))
         if self._own_http is not None:
             await self._own_http.close()
@@ -147,13 +166,18 @@ class LockStream:
                 self._fail_waiting(error)
                 return
             reader = asyncio.create_task(self._read(ws), name="dss-stream-reader")
+            self._reader = reader
             try:
                 await self._write(ws, reader)
             finally:
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
+                self._reader = None
                 self._broken(ws.close_code)
-                await _quietly_close(ws)
+                # Beside the next connection: a dead node does not play along.
+                closing = asyncio.create_task(_quietly_close(ws), name="dss-stream-close")
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
             if not self._waiting:
                 return
 
@@ -240,6 +264,7 @@ class LockStream:
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     return
                 self._moves = 0
+                self._heard += 1
                 for request_id, status, body in self._decode(message.data):
                     if request_id == 0:
                         if self._on_push is not None:
