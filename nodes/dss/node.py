@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import uvloop
 from aiohttp import web
@@ -45,6 +45,9 @@ from dss.topology.config import load_node_config, parse_watched
 from dss.topology.nodes import NodeConfig
 from dss.transport.handshake import Identity
 from dss.transport.links import Links
+
+if TYPE_CHECKING:
+    from dss.drivers.locks import LockService
 
 log = logging.getLogger("dss.node")
 
@@ -95,6 +98,7 @@ class Node:
         self._services: list[Service] = []
         self._routes: list[Route] = []
         self._members: RaftMembers | None = None
+        self._locks: LockService | None = None
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -172,7 +176,12 @@ class Node:
         self._ending.begun = True
         if host is not None:
             await host.hand_over()
+        await web_app.leave(runner)
+        if self._locks is not None:
+            await self._locks.end_waits()
         await web_app.drain(runner)
+        if self._locks is not None:  # what came meanwhile, on connections that were in use
+            await self._locks.end_waits()
 
     async def _listen(self, links: Links, stack: contextlib.AsyncExitStack) -> web.AppRunner:
         config = self.config
@@ -288,6 +297,7 @@ class Node:
         metadata = MetadataService(host, links, self.config)
         locks = LockService(host, links)
         register_metrics(self.registry, locks)
+        self._locks = locks
         self._members = RaftMembers(self.config, host, links)
         self._services += [founding, metadata, locks, self._members]
         self._routes += locks_api.routes(locks)

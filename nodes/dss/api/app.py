@@ -152,11 +152,16 @@ async def serve(app: web.Application, host: str, port: int) -> web.AppRunner:
     return runner
 
 
-async def drain(runner: web.AppRunner) -> None:
-    """Take no new connections; give those that are in use time to leave (see Ending)."""
+async def leave(runner: web.AppRunner) -> None:
+    """Take no new connections, and nothing more on streams, which close when all is answered."""
     for site in list(runner.sites):
         await site.stop()
     leave_streams(runner.app)
+
+
+async def drain(runner: web.AppRunner) -> None:
+    """`leave`, and give the connections that are in use time to go (see Ending)."""
+    await leave(runner)
     server = runner.server
     until = asyncio.get_running_loop().time() + DRAIN_S
     # Bounded, and once in a process's life.

@@ -28,8 +28,7 @@ class LockStream:
 
     def end(self) -> None:
         """The client has gone: its waits end soon, unless it comes back to them."""
-        waits, self._waits = self._waits, {}
-        self._service.stream_ended(self, list(waits.values()))
+        self._service.stream_ended(self, self._waits)
 
     def take(self, request_ids: Sequence[int]) -> int:
         """See drivers.ports.StreamSink."""

@@ -76,7 +76,7 @@ class _Handlers:
         while not future.done():
             await asyncio.wait((future,), timeout=HANG_UP_LOOK_S)
             if request.transport is None or request.transport.is_closing():
-                self._service.client_gone([command])
+                self._service.client_gone(lambda: [] if future.done() else [command])
                 break
         return result_response(*await future)
 

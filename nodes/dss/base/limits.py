@@ -165,6 +165,9 @@ EVENT_STREAMS_MAX: Final = 1_000
 """`locks:events` connections of one node: each is looked at after every change of a lock."""
 EVENTS_COMMENT_S: Final = 10.0
 """A comment on a quiet event stream this often: proxies cut what is silent for 15 s or more."""
+WAITS_LEADERLESS_MS: Final = 5_000
+"""A request that waits in a group is kept open for so long without any leader: it needs none but
+to end, and the next one knows it. Longer than elections take, shorter than a client's patience."""
 GONE_CLIENT_MS: Final = 2_000
 """A client that vanished while it waited for a lock has this long to come back to its place."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from dss.base import limits
 from dss.core.machine import PENDING
 from dss.core.raft import effects as fx
 from dss.core.raft import membership as members
@@ -73,7 +74,7 @@ class Applying:
             # next step of its own in which it would hear of this one.
             self._engine.touch(group)
         for wake in machine.take_wakes():
-            waiting = group.waits.pop((wake.index, wake.position), None)
+            waiting = group.waits.woken(wake)
             if waiting is not None:
                 sink, rid = waiting
                 sink.answer(rid, wake.status, wake.body)
@@ -109,7 +110,7 @@ class Applying:
             for at in range(position, position + count):
                 result = results[at]
                 if result is PENDING:
-                    group.waits[(entry.index, at)] = (sink, rids[at])
+                    group.waits.add((entry.index, at), sink, rids[at])
                 else:
                     answer(rids[at], result[0], result[1])
             position += count
@@ -174,7 +175,8 @@ class Applying:
         """What a deposed leader has in its log is not lost yet: as a rule the next one commits it.
 
         Its proposals and waits are answered when that is applied here, which index and term tell
-        for certain; they end when their entries are overwritten, or no leader comes in time.
+        for certain; they end when their entries are overwritten, or no leader comes in time
+        (waits.py: waits of a node's own clients outlive any leader).
         """
         if effect.role != "leader":
             group.due_in_flight = False
@@ -188,9 +190,21 @@ class Applying:
         )
 
     def gives_up_ms(self, group: Group) -> int:
-        """When a group without a leader gives up on what was proposed here."""
+        """When a group without a leader gives up on what was proposed, or waits, here."""
         assert group.leaderless_ms is not None
-        return group.leaderless_ms + self._engine.settings.election_max_ms
+        after_ms = self._engine.settings.election_max_ms
+        if group.waits and not group.flights and not group.changes:
+            # What waits is committed: the next leader, whoever it is, has it.
+            after_ms = max(after_ms, limits.WAITS_LEADERLESS_MS)
+        return group.leaderless_ms + after_ms
+
+    def give_up(self, group: Group, now_ms: int) -> None:
+        """No leader for too long (see `gives_up_ms`)."""
+        self.lose_from(group, 0)
+        if not group.waits or self.gives_up_ms(group) <= now_ms:
+            self.end_flights(group)
+        elif self.sinks:
+            self._engine.hooks.wake()
 
     def lose_from(self, group: Group, index: int) -> None:
         """Another leader's entries replace ours from `index` on."""
@@ -208,13 +222,12 @@ class Applying:
             self._engine.hooks.wake()  # the cycle flushes them
 
     def _end_waits(self, group: Group) -> None:
-        waits, group.waits = group.waits, {}
         body = {
             "code": "indeterminate",
-            "message": "the leader changed while this request waited; repeat it: it joins "
-            "its own place in the queue if it still has one",
+            "message": "this node lost touch with the others while this request waited: it may be "
+            "granted; repeat it: it joins its own place in the line if it still has one",
         }
-        for sink, rid in waits.values():
+        for sink, rid in group.waits.take_all():
             sink.answer(rid, 504, body)
             self.sinks[sink] = None
 

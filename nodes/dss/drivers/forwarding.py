@@ -1,8 +1,10 @@
 """Proposals on their way to the leader: here, on another node, or nowhere yet.
 
 A batch for a leader elsewhere travels as the client's own bytes in one cast; its answers come
-back in casts. While no leader is known a batch is held for one election timeout, then answered
-503 `no_quorum`. A hop guard ends loops between nodes that disagree about the leader.
+back in casts, and so do the places of those of its requests that wait in the machine: this node
+can answer them by itself, whatever becomes of the leader (waits.py). While no leader is known a
+batch is held for one election timeout, then answered 503 `no_quorum`. A hop guard slows
+down loops between nodes that disagree about the leader.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from dss.base import limits
-from dss.base.errors import Invalid
+from dss.base.errors import Indeterminate, Invalid
 from dss.core.machine import strip_array_header
 from dss.drivers.group import NULL_SINK, Flight
 from dss.drivers.ports import Sink
+from dss.drivers.waits import Place, Relay
 from dss.transport.links import Links
 from dss.transport.ports import Peer
 
@@ -29,6 +32,8 @@ _encode = msgspec.msgpack.Encoder().encode
 OUTGOING_MS_MAX: Final = limits.WAIT_MS_MAX + 5_000
 """A forwarded batch has its answers by then: the longest wait of a command, and some."""
 SWEEP_EVERY_S: Final = 5.0
+HOP_PAUSE_S: Final = 0.05
+"""A batch that was sent on too often rests for so long: about one heartbeat."""
 ANSWERS_BYTES_MAX: Final = limits.FRAME_BYTES_MAX // 2
 
 
@@ -46,6 +51,8 @@ class Answers(msgspec.Struct, frozen=True, array_like=True):
 
     forward_id: int
     answers: list[tuple[int, int, Any]]
+    placed: list[tuple[int, int, int]] = []
+    """(request id, entry index, position) of those that wait."""
 
 
 _forward = msgspec.msgpack.Decoder(Forward)
@@ -65,7 +72,10 @@ class _Batch(msgspec.Struct):
 
 
 class _Outgoing(msgspec.Struct):
-    """A batch that went to `leader`; `waiting` are the request ids it has not answered yet."""
+    """A batch that went to `leader`; `waiting` are the request ids it has not answered yet.
+
+    `placed` are those that wait in the machine, as this node knows.
+    """
 
     leader: str
     group: int
@@ -74,37 +84,45 @@ class _Outgoing(msgspec.Struct):
     deadline_ms: int
     doubtful_ms: int = 0
     """Since when `leader` is not the leader any longer; 0: it still is."""
+    placed: dict[int, Place] = {}
 
 
-class _PeerSink:
+class _PeerSink(Relay):
     """Collects answers for a batch that came from another node's process.
 
     Only that process may get them: after its restart the same forward id means another batch.
     """
 
-    __slots__ = ("_answers", "_forward_id", "_links", "_peer", "hops")
+    __slots__ = ("_answers", "_forward_id", "_links", "_peer", "_placed", "hops")
 
     def __init__(self, links: Links, peer: Peer, forward_id: int, hops: int) -> None:
         self._links = links
         self._peer = peer
         self._forward_id = forward_id
         self._answers: list[tuple[int, int, Any]] = []
+        self._placed: list[tuple[int, int, int]] = []
         self.hops = hops
 
     def answer(self, request_id: int, status: int, body: Any) -> None:
         self._answers.append((request_id, status, body))
 
+    def placed(self, request_id: int, place: Place) -> None:
+        self._placed.append((request_id, *place))
+
     def flush(self) -> None:
         answers, self._answers = self._answers, []
-        if answers and self._links.peer(self._peer.node_id) == self._peer:
-            self._send(answers)
+        placed, self._placed = self._placed, []
+        if (answers or placed) and self._links.peer(self._peer.node_id) == self._peer:
+            self._send(answers, placed)
 
-    def _send(self, answers: list[tuple[int, int, Any]]) -> None:
-        body = _encode(Answers(self._forward_id, answers))
+    def _send(
+        self, answers: list[tuple[int, int, Any]], placed: list[tuple[int, int, int]]
+    ) -> None:
+        body = _encode(Answers(self._forward_id, answers, placed))
         if len(body) > ANSWERS_BYTES_MAX and len(answers) > 1:
             middle = len(answers) // 2
-            self._send(answers[:middle])
-            self._send(answers[middle:])
+            self._send(answers[:middle], placed)
+            self._send(answers[middle:], [])
         else:
             self._links.cast(self._peer.node_id, "raft.answers", body)
 
@@ -156,7 +174,9 @@ class Forwarder:
             )
         elif leader is not None and self._links.peer(leader) is not None:
             if batch.hops >= limits.FORWARD_HOPS_MAX:
-                self._answer_all(batch, 503, self._host.no_quorum(batch.group).body())
+                # Nodes disagree about the leader, as they do for a moment when it changes.
+                self._hold(batch)
+                self._host.loop.call_later(HOP_PAUSE_S, self._release, batch.group)
                 return
             self._forward(batch, leader)
         else:
@@ -186,6 +206,7 @@ class Forwarder:
         late = [fid for fid, out in self._outgoing.items() if out.deadline_ms <= now_ms]
         for forward_id in late:
             self._lose(forward_id, "it has not answered in time")
+            self._forget_placed(forward_id)
         if self._outgoing:
             self._sweep_timer = self._host.loop.call_later(SWEEP_EVERY_S, self._sweep)
 
@@ -258,6 +279,7 @@ class Forwarder:
         batches = self._held.pop(group, [])
         for batch in batches:
             self._count_held(batch, -1)
+            batch.hops = min(batch.hops, limits.FORWARD_HOPS_MAX - 1)
             self._elsewhere(batch)
 
     def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
@@ -299,7 +321,7 @@ class Forwarder:
     @property
     def busy(self) -> bool:
         """Whether batches are held, or have gone to a leader that has not answered all."""
-        return bool(self._held or self._outgoing)
+        return bool(self._held or any(out.waiting for out in self._outgoing.values()))
 
     def close(self) -> None:
         """The node ends: answer everything held or forwarded, and refuse what still comes."""
@@ -309,6 +331,7 @@ class Forwarder:
             self._sweep_timer = None
         for forward_id in list(self._outgoing):
             self._lose(forward_id, f"{self._host.node_id} stops")
+        self._outgoing.clear()  # what waits is the engine's to answer
         held, self._held = self._held, {}
         self._held_items = self._held_bytes = 0
         for batches in held.values():
@@ -316,14 +339,23 @@ class Forwarder:
                 self._refuse_all(batch)
 
     def _lose(self, forward_id: int, reason: str) -> None:
-        out = self._outgoing.pop(forward_id)
-        body = {
-            "code": "indeterminate",
-            "message": f"sent to {out.leader}, but {reason}: the write may or may not happen; "
-            "read the state, or repeat it if it is idempotent",
-        }
-        for rid in out.waiting:
-            out.sink.answer(rid, 504, body)
+        """What is known to wait is not lost: this node hears of its end from the log."""
+        out = self._outgoing[forward_id]
+        waiting, out.waiting = out.waiting, {}
+        for rid in waiting:
+            out.sink.answer(rid, 504, _lost(out.leader, reason))
+        out.sink.flush()
+        if not out.placed:
+            del self._outgoing[forward_id]
+
+    def _forget_placed(self, forward_id: int) -> None:
+        """A net as well: by now its wait has ended, or this node applies nothing any more."""
+        out = self._outgoing.pop(forward_id, None)
+        if out is None:
+            return
+        for rid, place in out.placed.items():
+            if self._host.claim_wait(out.group, place):
+                out.sink.answer(rid, 504, _lost(out.leader, "its wait did not end in time"))
         out.sink.flush()
 
     def _on_link(self, node_id: str, up: bool, reason: str) -> None:
@@ -372,10 +404,29 @@ class Forwarder:
         out = self._outgoing.get(message.forward_id)
         if out is None or out.leader != peer.node_id:
             return
+        for rid, index, position in message.placed:
+            if rid in out.waiting:
+                del out.waiting[rid]
+                out.placed[rid] = (index, position)
+                self._host.adopt_wait(out.group, (index, position), out.sink, rid)
         for rid, status, answer in message.answers:
             if rid in out.waiting:
                 del out.waiting[rid]
                 out.sink.answer(rid, status, answer)
-        if not out.waiting:
+            elif (
+                rid in out.placed
+                and status != Indeterminate.status  # its own word; this node will know
+                and self._host.claim_wait(out.group, out.placed.pop(rid))
+            ):
+                out.sink.answer(rid, status, answer)
+        if not out.waiting and not out.placed:
             del self._outgoing[message.forward_id]
         out.sink.flush()
+
+
+def _lost(leader: str, reason: str) -> dict[str, Any]:
+    return {
+        "code": Indeterminate.code,
+        "message": f"sent to {leader}, but {reason}: the write may or may not happen; "
+        "read the state, or repeat it if it is idempotent",
+    }

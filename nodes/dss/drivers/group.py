@@ -15,6 +15,7 @@ from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, Entry, RaftMessage, SnapshotChunk
 from dss.core.raft.raft import Raft
 from dss.drivers.ports import Sink
+from dss.drivers.waits import Waits
 from dss.storage.snapshots import SnapshotReceiver
 
 
@@ -129,7 +130,7 @@ class Group:
         self.pending: list[Flight] = []
         self.flights_by_ref: dict[int, Flight] = {}
         self.flights: dict[int, Flight] = {}
-        self.waits: dict[tuple[int, int], tuple[Sink, int]] = {}
+        self.waits = Waits()
         self.reads: dict[int, Callable[[str | None, bool], None]] = {}
         self.read_waiters: list[tuple[int, Callable[[str | None, bool], None]]] = []
         self.to_apply: list[Entry] = []

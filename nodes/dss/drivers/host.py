@@ -30,6 +30,7 @@ from dss.drivers.group import Flight
 from dss.drivers.ports import Sink
 from dss.drivers.split_vote import SplitVote
 from dss.drivers.sync_policy import SyncPolicy
+from dss.drivers.waits import Place
 from dss.observe.logs import event
 from dss.observe.metrics import Histogram
 from dss.storage.snapshots import SnapshotStore
@@ -373,10 +374,17 @@ class Host:
 
     def no_quorum(self, group: int) -> NoQuorum:
         """The error for a request that needs a leader which is not here or not known."""
+        leader = self.leader_of(group)
+        if leader is None or leader == self.node_id:
+            reason = f"no leader with a quorum is known for group {group}"
+        elif self.links.peer(leader) is None:
+            reason = f"{leader} led group {group} when last heard, and cannot be reached"
+        else:
+            reason = f"{leader} is said to lead group {group}, and does not take requests yet"
         return NoQuorum(
-            f"no leader with a quorum is known for group {group}; nothing was done",
+            f"{reason}; nothing was done",
             retry_after_ms=self.settings.election_max_ms,
-            leader=self.leader_of(group),
+            leader=leader,
         )
 
     def leader_of(self, group: int) -> str | None:
@@ -421,6 +429,18 @@ class Host:
             return False
         self.engine.event(group, fx.Backoff(wait_ms))
         return True
+
+    def adopt_wait(self, group: int, place: Place, sink: Sink, request_id: int) -> None:
+        """A request that this node forwarded waits at `place`: answer it when that wait ends."""
+        self.engine.groups[group].waits.adopt(place, sink, request_id)
+
+    def claim_wait(self, group: int, place: Place) -> bool:
+        """The leader answers an adopted wait. False: it was answered here already."""
+        return self.engine.groups[group].waits.claim(place)
+
+    def waits_here(self, group: int) -> list[Place]:
+        found = self.engine.groups.get(group)
+        return found.waits.here() if found is not None else []
 
     def on_role(self, listener: Callable[[int, str, int, str | None], None]) -> None:
         self._role_listeners.append(listener)

@@ -224,7 +224,13 @@ def _rendered(index: int, happening: Happening, log_ms: int) -> dict[str, Any]:
         "waiter": label_of(session, session_name, owner),
         "mode" if kind == WAITING else "reason": detail,
         "ago_ms": max(0, log_ms - at_ms),
+        "owner": shown_owner(session, owner),
     }
+
+
+def shown_owner(session: str, owner: str) -> str:
+    """The default owner is the session itself, whose id must not be told."""
+    return "" if owner == session else owner
 
 
 def _of_hold(index: int, kind: str, hold: Hold) -> dict[str, Any]:
@@ -234,4 +240,5 @@ def _of_hold(index: int, kind: str, hold: Hold) -> dict[str, Any]:
         "name": hold.name,
         "token": hold.token,
         "holder": label_of(hold.session, hold.session_name, hold.owner),
+        "owner": shown_owner(hold.session, hold.owner),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
@@ -18,7 +18,12 @@ import msgspec
 
 from dss.base.errors import DssError, Indeterminate, Invalid, NoQuorum, Overloaded, Unavailable
 from dss.base.ids import LOCK_GROUP
-from dss.base.limits import FORWARDED_READ_RETRY_MS, GONE_CLIENT_MS, STREAM_IN_FLIGHT_MAX
+from dss.base.limits import (
+    BATCH_ITEMS_MAX,
+    FORWARDED_READ_RETRY_MS,
+    GONE_CLIENT_MS,
+    STREAM_IN_FLIGHT_MAX,
+)
 from dss.core.locks.answers import session_expired
 from dss.core.locks.commands import (
     CLIENT_CODEC,
@@ -39,6 +44,7 @@ from dss.core.locks.commands import (
     Upgrade,
     VerifyToken,
     WatchSession,
+    Withdraw,
     Write,
 )
 from dss.core.locks.machine import LockMachine
@@ -49,6 +55,8 @@ from dss.observe.metrics import Registry
 from dss.transport.ports import Peer, Transport
 
 READ_METHOD: Final = "locks.read"
+END_WAITS_LOOK_S: Final = 0.01
+"""Between two looks at the waits of a node that stops: their answers come with the log."""
 
 Waiting = Acquire | AcquireMany | Upgrade
 """What may wait in line."""
@@ -104,6 +112,23 @@ class LockService:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    async def end_waits(self) -> None:
+        """Before a planned stop, after leadership went: whoever waits here must ask elsewhere.
+
+        Their waits end by a log entry, so that the answer (503 `stopping`, or the grant that came
+        before) is final. Without a quorum they end with consensus: 504.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._read_timeout_ms / 1_000
+        while loop.time() < until:
+            places = self._consensus.waits_here(LOCK_GROUP)[:BATCH_ITEMS_MAX]
+            if not places:
+                return
+            with contextlib.suppress(DssError, TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._consensus.call(LOCK_GROUP, Withdraw(places))
+            await asyncio.sleep(END_WAITS_LOOK_S)
 
     def readiness(self) -> str | None:
         """None: this node has the lock group. It never depends on a leader (decisions/0004)."""
@@ -192,11 +217,11 @@ class LockService:
         if reads:
             self._spawn(self._answer_reads(sink, reads))
 
-    def stream_ended(self, sink: LockSink, waits: Sequence[Waiting]) -> None:
-        """Nobody listens to it any more; `waits` had no answer yet."""
+    def stream_ended(self, sink: LockSink, waits: Mapping[int, Waiting]) -> None:
+        """Nobody listens to it any more; `waits` have no answer yet, while they stand there."""
         self.events.unwatch(sink)
         if waits:
-            self.client_gone(waits)
+            self.client_gone(lambda: list(waits.values()))
 
     async def _answer_reads(self, sink: Sink, reads: Sequence[tuple[int, Read]]) -> None:
         """One ReadIndex round, or one call to the leader, for all reads of a message."""
@@ -231,14 +256,20 @@ class LockService:
             return self._consensus.call(LOCK_GROUP, checked)
         return self._consensus.call(LOCK_GROUP, _checked(_keyed(checked, key)))
 
-    def client_gone(self, waits: Sequence[Waiting]) -> None:
-        """Whoever asked for these has gone: unless it comes back soon, it waits no longer."""
+    def client_gone(self, unanswered: Callable[[], Sequence[Waiting]]) -> None:
+        """Whoever asked for these has gone: unless it comes back soon, it waits no longer.
+
+        Args:
+            unanswered: asked when that time is over. A client that came back, over whichever
+                node, has taken its wait over, and that has answered the older question.
+        """
         before_ms = max(1, self._consensus.log_ms(LOCK_GROUP))
         loop = asyncio.get_running_loop()
-        loop.call_later(GONE_CLIENT_MS / 1_000, self._cancel_waits, list(waits), before_ms)
+        loop.call_later(GONE_CLIENT_MS / 1_000, self._cancel_waits, unanswered, before_ms)
 
-    def _cancel_waits(self, waits: Sequence[Waiting], before_ms: int) -> None:
-        if not self._stopped:
+    def _cancel_waits(self, unanswered: Callable[[], Sequence[Waiting]], before_ms: int) -> None:
+        waits = unanswered()
+        if waits and not self._stopped:
             self._spawn(self._cancel_all(waits, before_ms))
 
     async def _cancel_all(self, waits: Sequence[Waiting], before_ms: int) -> None:

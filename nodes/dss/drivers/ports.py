@@ -88,6 +88,11 @@ class Consensus(Protocol):
         """The `groups` of `GET /v1/raft/status`."""
         ...
 
+    def waits_here(self, group: int) -> list[tuple[int, int]]:
+        """Places (entry index, position) of the requests of this node's own clients that wait
+        inside the machine of `group`."""
+        ...
+
     def transfer(self, group: int, target: str | None) -> None:
         """Hand the leadership of `group` to `target` (None: the most caught-up voter)."""
 

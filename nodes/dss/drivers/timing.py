@@ -40,7 +40,7 @@ class Timing:
                 group.leaderless_ms is not None
                 and self._engine.applying.gives_up_ms(group) <= now_ms
             ):
-                self._engine.applying.end_flights(group)
+                self._engine.applying.give_up(group, now_ms)
             if raft.role == "leader" and not group.due_in_flight:
                 self._propose_due(group, now_ms)
         if self._engine.settings.quiesce_after and self._node_beat_due_ms <= now_ms:

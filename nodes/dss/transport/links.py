@@ -45,9 +45,11 @@ DIAL_TIMEOUT_S: Final = 1.0
 """For a connection: a dead pod's address may not answer at all, and its name has a new one soon."""
 HANDSHAKE_TIMEOUT_S: Final = 3.0
 REDIAL_MIN_S: Final = 0.05
-REDIAL_MAX_S: Final = 1.0
+REDIAL_MAX_S: Final = 0.4
+"""With its jitter below an election timeout: a node that has come back is reached before the
+requests that it holds meanwhile are refused."""
 REFUSALS_REMEMBERED_MAX: Final = 64
-"""Refused handshakes that are logged once only: peers dial again every second."""
+"""Refused handshakes that are logged once only: peers dial again and again."""
 RaftListener = Callable[[Peer, list[RaftMessage]], None]
 
 _encoder = msgspec.msgpack.Encoder()

@@ -6,6 +6,7 @@ from collections import deque
 import pytest
 from driver_world import Sink
 
+from dss.base import limits
 from dss.core.machine import PENDING, Wake
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import (
@@ -287,7 +288,8 @@ def test_other_incarnation_or_no_member__its_answers_are_dropped(caplog):
     assert caplog.text.count("its disk was lost") == 2
 
 
-def test_leader_is_cut_off__its_proposals_waits_and_reads_end_once():
+def test_leader_is_cut_off__its_proposals_and_reads_end_once_and_in_the_end_its_waits(monkeypatch):
+    monkeypatch.setattr(limits, "WAITS_LEADERLESS_MS", 2_000)
     world = World()
     old, sink, reads = world.elect(), Sink(), []
     old.propose(sink, 1, padding=b"waits")
@@ -298,8 +300,10 @@ def test_leader_is_cut_off__its_proposals_waits_and_reads_end_once():
     old.engine.read(GROUP, lambda leader, ok: reads.append(ok))
     world.run(400)
     assert not old.leads
-    assert sink.statuses == {1: 504, 2: 504}
+    assert sink.statuses == {2: 504}
     assert reads == [False]
+    world.run(2_000)
+    assert sink.statuses == {1: 504, 2: 504}
     world.cut = set()
     new = world.elect()
     assert new is not old
@@ -312,6 +316,24 @@ def test_leader_is_cut_off__its_proposals_waits_and_reads_end_once():
     assert not group.waits
     assert not group.reads
     assert not group.read_waiters
+
+
+def test_leader_is_cut_off_for_a_while__what_waits_there_is_answered_when_it_is_back():
+    world = World()
+    old, sink = world.elect(), Sink()
+    old.propose(sink, 1, padding=b"waits")
+    world.run(20)
+    world.cut = {old.name}
+    world.run(1_000)
+    assert not old.leads
+    assert not sink.answers
+    world.cut = set()
+    new = world.elect()
+    assert new is not old
+    new.propose(Sink(), 2)
+    world.run(50)
+    assert sink.answers == [(1, 200, "woken")]
+    assert not old.group.waits
 
 
 def test_leader_hands_over__what_is_in_its_log_is_answered_by_what_the_next_one_commits():

@@ -8,10 +8,11 @@ from driver_world import Sink, until
 
 from dss.base import limits
 from dss.base.errors import NoQuorum
-from dss.core.machine import join_items
+from dss.core.machine import Wake, join_items
 from dss.drivers import forwarding
 from dss.drivers.forwarding import Answers, Forward, Forwarder
 from dss.drivers.group import NULL_SINK, Flight
+from dss.drivers.waits import UNCLAIMED_MAX, Waits
 from dss.testing.tally import Add, Tally
 from dss.transport.ports import Peer
 
@@ -73,6 +74,7 @@ class FakeHost:
         self.leader = None
         self.proposed = []
         self.engine = self
+        self.waits = Waits()
 
     def is_leader(self, group):
         return self.leader == self.node_id
@@ -82,6 +84,12 @@ class FakeHost:
 
     def propose(self, group, rids, items, commands, sink):
         self.proposed.append((list(rids), items, list(commands), sink))
+
+    def adopt_wait(self, group, place, sink, rid):
+        self.waits.adopt(place, sink, rid)
+
+    def claim_wait(self, group, place):
+        return self.waits.claim(place)
 
     def machine(self, group):
         return {GROUP: Tally()}[group]
@@ -107,9 +115,18 @@ class World:
         self.host.leader = node_id
         self.forwarder.role_changed(GROUP, node_id)
 
-    def answer(self, node_id, forward_id, *answers, boot="boot"):
+    def answer(self, node_id, forward_id, *answers, boot="boot", placed=()):
         peer = Peer(node_id, f"inc-{node_id}", boot)
-        self.links.cast_handlers["raft.answers"](peer, encode(Answers(forward_id, list(answers))))
+        body = Answers(forward_id, list(answers), list(placed))
+        self.links.cast_handlers["raft.answers"](peer, encode(body))
+
+    def woken(self, index, position, status=200, body="woken"):
+        """This node applies the end of a wait."""
+        waiting = self.host.waits.woken(Wake(index, position, status, body))
+        if waiting is not None:
+            sink, rid = waiting
+            sink.answer(rid, status, body)
+            sink.flush()
 
     def forwarded_here(self, *rids, hops=1, group=GROUP, forward_id=5, boot="boot"):
         payload = join_items(len(rids), [CODEC.encode_item(rid, Add(rid)) for rid in rids])
@@ -291,15 +308,34 @@ def test_too_much_is_held__503_at_once(monkeypatch):
     run(scenario)
 
 
-def test_two_nodes_point_at_each_other__the_hop_guard_answers():
+def test_two_nodes_point_at_each_other__a_batch_rests_before_it_goes_on(monkeypatch):
+    monkeypatch.setattr(forwarding, "HOP_PAUSE_S", 0.02)
+
     async def scenario(world):
         world.links.up("asker")
         world.leads("asker")
         world.forwarded_here(1, 2, hops=limits.FORWARD_HOPS_MAX)
-        [(node, answers)] = world.links.answers()
-        assert (node, answers.forward_id) == ("asker", 5)
-        assert [(rid, status) for rid, status, _ in answers.answers] == [(1, 503), (2, 503)]
-        assert not world.links.forwards()
+        assert not world.links.casts
+        await asyncio.sleep(0.005)
+        assert not world.links.casts
+        await asyncio.sleep(0.03)
+        [(node, forward)] = world.links.forwards()
+        assert (node, forward.hops) == ("asker", limits.FORWARD_HOPS_MAX)
+        assert not world.links.answers()
+        assert not world.forwarder._held
+
+    run(scenario)
+
+
+def test_nodes_disagree_and_one_of_them_leads_soon__the_batch_is_served():
+    async def scenario(world):
+        world.links.up("asker")
+        world.leads("asker")
+        world.forwarded_here(1, hops=limits.FORWARD_HOPS_MAX)
+        world.leads("me")
+        await asyncio.sleep(0.005)
+        assert [rids for rids, *_ in world.host.proposed] == [[1]]
+        assert not world.links.casts
 
     run(scenario)
 
@@ -391,5 +427,124 @@ def test_node_ends__held_and_later_requests_hear_503():
         assert world.sink.statuses == {1: 503, 2: 503}
         await asyncio.sleep(HOLD_MS / 1000 + 0.02)
         assert len(world.sink.answers) == 2
+
+    run(scenario)
+
+
+# --- requests that wait in the machine ------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["link", "leader", "restart", "abandoned"])
+def test_leader_is_lost_while_a_request_waits__this_node_answers_it_from_the_log(how):
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1, 2)
+        [(_, forward)] = world.links.forwards()
+        world.answer("l", forward.forward_id, placed=[(2, 40, 1)])
+        if how == "link":
+            world.links.down("l")
+        elif how == "leader":
+            world.leads(None)
+            await asyncio.sleep(2.2 * HOLD_MS / 1000)
+        elif how == "restart":
+            world.links.down("l")
+            world.links.up("l", boot="second")
+        else:
+            world.answer("l", forward.forward_id, (1, 504, "stops"), (2, 504, "stops"))
+        assert world.sink.statuses == {1: 504}
+        assert not world.forwarder.busy
+        world.woken(40, 1)
+        assert world.sink.answers[1:] == [(2, 200, "woken")]
+        world.answer("l", forward.forward_id, (2, 200, "late"))
+        assert len(world.sink.answers) == world.sink.flushed == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("first", ["leader", "log"])
+def test_wait_ends_while_the_leader_lives__answered_once_by_whoever_is_first(first):
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1)
+        [(_, forward)] = world.links.forwards()
+        world.answer("l", forward.forward_id, placed=[(1, 40, 0)])
+        if first == "leader":
+            world.answer("l", forward.forward_id, (1, 200, "woken"))
+            world.woken(40, 0)
+        else:
+            world.woken(40, 0)
+            world.answer("l", forward.forward_id, (1, 200, "woken"))
+        assert world.sink.answers == [(1, 200, "woken")]
+        assert not world.forwarder._outgoing
+        assert not world.host.waits
+
+    run(scenario)
+
+
+def test_wait_ended_before_the_leader_told_where_it_stands__answered_when_it_does():
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1)
+        [(_, forward)] = world.links.forwards()
+        for index in range(UNCLAIMED_MAX):
+            world.woken(40 + index, 0, 409)
+        world.answer("l", forward.forward_id, placed=[(1, 40, 0)])
+        world.links.down("l")
+        assert world.sink.statuses == {1: 409}
+        world.woken(40, 0)
+        assert len(world.sink.answers) == world.sink.flushed == 1
+
+    run(scenario)
+
+
+def test_wait_forwarded_twice__the_asker_is_told_where_it_stands():
+    async def scenario(world):
+        world.links.up("asker")
+        world.links.up("l")
+        world.leads("l")
+        world.forwarded_here(1)
+        [(_, forward)] = world.links.forwards()
+        world.answer("l", forward.forward_id, placed=[(1, 40, 2)])
+        [(node, message)] = world.links.answers()
+        assert (node, message.forward_id, message.answers) == ("asker", 5, [])
+        assert message.placed == [(1, 40, 2)]
+        assert world.host.waits.here() == [], "the asker's wait, not ours"
+
+    run(scenario)
+
+
+def test_wait_never_ends__indeterminate_in_the_end(monkeypatch):
+    monkeypatch.setattr(forwarding, "OUTGOING_MS_MAX", 20)
+    monkeypatch.setattr(forwarding, "SWEEP_EVERY_S", 0.01)
+
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1)
+        [(_, forward)] = world.links.forwards()
+        world.answer("l", forward.forward_id, placed=[(1, 40, 0)])
+        assert world.host.waits.here() == [(40, 0)]
+        await asyncio.sleep(0.08)
+        assert world.sink.statuses == {1: 504}
+        world.woken(40, 0)
+        assert len(world.sink.answers) == world.sink.flushed == 1
+        assert not world.forwarder._outgoing
+
+    run(scenario)
+
+
+def test_node_without_that_field__its_answers_are_read():
+    async def scenario(world):
+        world.links.up("l")
+        world.leads("l")
+        world.submit(1)
+        [(_, forward)] = world.links.forwards()
+        peer = Peer("l", "inc-l", "boot")
+        old = encode([forward.forward_id, [[1, 200, "a"]]])
+        world.links.cast_handlers["raft.answers"](peer, old)
+        assert world.sink.statuses == {1: 200}
 
     run(scenario)

@@ -93,6 +93,9 @@ class FakeConsensus:
         if not self.is_leader(group):
             raise NoQuorum("not the leader", leader=self.leader)
 
+    def waits_here(self, group: int) -> list[tuple[int, int]]:
+        return list(self.waits)
+
     def leader_of(self, group: int) -> str | None:
         return self.leader
 

@@ -127,6 +127,8 @@ class Model:
                         break
                     self.give_up(wait, (409, "cancelled"))
                     return 200, True
+            else:
+                self.sessions[who[0]].ages.pop((who[1], (command.name,)), None)
             return 200, False
         if isinstance(command, Confirm):
             grant = self.grant_of(command, who)

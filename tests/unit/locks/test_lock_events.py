@@ -73,7 +73,7 @@ async def test_events__grants_waits_and_releases_with_numbers_that_go_on(consens
     ]
     assert seen[0][2] == {
         "index": 1, "event": "granted", "name": "a", "token": held["token"], "holder": "one",
-        "mode": "exclusive", "ago_ms": 0,
+        "mode": "exclusive", "ago_ms": 0, "owner": "",
     }  # fmt: skip
     assert seen[1][2]["waiter"] == "two"
     assert seen[2][2]["reason"] == "released"

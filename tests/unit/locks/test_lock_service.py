@@ -15,6 +15,7 @@ from dss.core.locks.commands import (
     SessionEnd,
     SessionKeepalive,
 )
+from dss.drivers import locks as locks_module
 from dss.drivers.locks import LockService, register_metrics
 from dss.observe.metrics import Registry
 
@@ -263,3 +264,62 @@ def test_metrics__count_what_was_applied():
     assert "dss_lock_sessions 2.0" in text
     consensus.founded = False
     assert "dss_lock_sessions 2.0" not in registry.render().decode()
+
+
+# --- clients that go, nodes that go -----------------------------------------------------------
+
+
+def waiting(consensus, sink, locks, **more):
+    """Session 1 holds `a`, session 2 waits for it as request 4."""
+    items = [create(1, 1), acquire(2, 1), create(3, 2), acquire(4, 2, wait_ms=30_000, **more)]
+    locks.submit_stream(sink, pack(items))
+    assert consensus.lock_machine.waiting == 1
+
+
+def test_node_stops__its_waits_are_answered_503_stopping_and_nothing_waits():
+    async def scenario():
+        consensus, sink = FakeConsensus(), ListSink()
+        locks = service(consensus)
+        waiting(consensus, sink, locks)
+        await locks.end_waits()
+        status, body = sink.answers[4]
+        assert (status, body["code"], body["waiting"]) == (503, "stopping", True)
+        assert consensus.lock_machine.waiting == 0
+        assert not consensus.waits
+
+    asyncio.run(scenario())
+
+
+def test_node_stops_without_a_quorum__gives_up_in_time():
+    async def scenario():
+        consensus, sink = FakeConsensus(), ListSink()
+        locks = LockService(consensus, FakeTransport(), read_timeout_ms=50)
+        waiting(consensus, sink, locks)
+        consensus.held = []
+        async with asyncio.timeout(1):
+            await locks.end_waits()
+        assert 4 not in sink.answers
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_stream_breaks__the_wait_ends_unless_another_node_took_it_over(comes_back, monkeypatch):
+    monkeypatch.setattr(locks_module, "GONE_CLIENT_MS", 20)
+
+    async def scenario():
+        consensus, sink = FakeConsensus(), ListSink()
+        locks = service(consensus)
+        unanswered = sink.noted
+        waiting(consensus, sink, locks, seq=1)
+        if comes_back:  # before this node notices that the stream is broken
+            locks.submit_stream(ListSink(), pack([acquire(1, 2, wait_ms=30_000, seq=1)]))
+            assert sink.answers[4][1]["code"] == "superseded"
+        consensus.now_ms = 500
+        locks.stream_ended(sink, unanswered)
+        if comes_back:
+            unanswered.pop(4)  # as api.lock_stream.LockStream.answer does
+        await asyncio.sleep(0.05)
+        assert consensus.lock_machine.waiting == (1 if comes_back else 0)
+
+    asyncio.run(scenario())

@@ -44,7 +44,7 @@ def lock_timeout(state: LockState, lock: Lock, waiter: Waiter | None, now_ms: in
         text = f'lock "{lock.name}": {busy}{line}.'
     else:
         stood = ordinal(place) if place else f"behind more than {WAITERS_SHOWN_MAX}"
-        waited = duration(now_ms - waiter.joined_ms)
+        waited = duration(now_ms - waiter.since_ms)
         text = (
             f'lock "{lock.name}": not granted within {waited}. H{held}; '
             f"you were {stood} of {total}."
@@ -124,6 +124,16 @@ def superseded(names: Sequence[str]) -> Result:
 
 def cancelled(names: Sequence[str]) -> Result:
     return problem(409, "cancelled", f"{locks_named(names)}: the wait was cancelled.")
+
+
+def stopping(names: Sequence[str]) -> Result:
+    status, body = problem(
+        503,
+        "stopping",
+        f"{locks_named(names)}: this node stops, nothing was done. Ask another node: the same "
+        "request has its old place in the line.",
+    )
+    return status, body | {"retry_after_ms": 100, "waiting": True}
 
 
 def locks_named(names: Sequence[str]) -> str:

@@ -239,6 +239,16 @@ class ExpireGrants(_Command, frozen=True):
     tokens: list[int]
 
 
+class Withdraw(_Command, frozen=True):
+    """A node stops: end the waits that its clients stand in, told by (entry index, position).
+
+    Nothing was done, and whoever asks again has its old place. By the place of the question, not
+    by its name: a wait that was taken over from another node goes on.
+    """
+
+    places: list[tuple[int, int]]
+
+
 class GetLock(_Command, frozen=True):
     name: LockName
 
@@ -282,7 +292,7 @@ class WatchSession(_Command, frozen=True):
 
 Sequenced = Acquire | AcquireMany | Release | Upgrade | Downgrade
 Write = SessionCreate | SessionKeepalive | SessionEnd | Sequenced | Confirm | Cancel
-Internal = ExpireSessions | ExpireWaits | ExpireGrants | Break | Keyed
+Internal = ExpireSessions | ExpireWaits | ExpireGrants | Break | Keyed | Withdraw
 Read = GetLock | ExplainLock | LockHistory | VerifyToken | ListLocks | GetSession | WatchSession
 
 _WRITES: Final[dict[str, type[msgspec.Struct]]] = {
@@ -312,6 +322,7 @@ _INTERNAL: Final[dict[str, type[msgspec.Struct]]] = {
     "expire_grants": ExpireGrants,
     "break": Break,
     "keyed": Keyed,
+    "withdraw": Withdraw,
 }
 
 LOG_CODEC: Final = CommandCodec(_WRITES | _INTERNAL)

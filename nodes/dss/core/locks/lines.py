@@ -37,6 +37,8 @@ from dss.core.locks.waits import find_deadlock, is_waited_for
 from dss.core.machine import PENDING, Result, Wake
 
 NO_KEY: Final = ""
+TRY_LATER: Final = (429, 503)
+"""Answers that say "nothing was done, come again" are not kept: coming again must help."""
 
 
 class LockLines(LockState):
@@ -259,9 +261,15 @@ class LockLines(LockState):
 
     def _remember(self, waiter: Waiter, session: Session, result: Result) -> None:
         """The late answer, for a sequenced or keyed command that is repeated."""
-        if waiter.seq and session.answers is not None and waiter.seq in session.answers:
-            session.answers[waiter.seq] = result
-        if waiter.key:
+        kept = session.answers
+        if waiter.seq and kept is not None and waiter.seq in kept:
+            if result[0] in TRY_LATER:
+                del kept[waiter.seq]
+            else:
+                kept[waiter.seq] = result
+        if waiter.key and result[0] in TRY_LATER:
+            self.keys.forget(waiter.key)
+        elif waiter.key:
             self.keys.settle(waiter.key, result)
 
     def _place(

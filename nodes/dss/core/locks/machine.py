@@ -52,6 +52,7 @@ from dss.core.locks.commands import (
     SessionEnd,
     SessionKeepalive,
     Upgrade,
+    Withdraw,
 )
 from dss.core.locks.history import BROKEN, ENDED, EXPIRED, RELEASED, UNCONFIRMED, Hold
 from dss.core.locks.state import Due, Lock, Session, Waiter
@@ -87,6 +88,7 @@ class LockMachine(LockAcquiring):
             ExpireSessions: self._expire_sessions,
             ExpireWaits: self._expire_waits,
             ExpireGrants: self._expire_grants,
+            Withdraw: self._withdraw,
         }
 
     # --- the contract -------------------------------------------------------------------
@@ -266,10 +268,22 @@ class LockMachine(LockAcquiring):
             return session_expired(command.session)
         owner = command.owner or command.session
         waiter = session.waits.get(owner, {}).get(command.name)
+        if waiter is None:
+            self._forget_age(session, owner, (command.name,))
         if waiter is None or (command.before_ms and waiter.joined_ms > command.before_ms):
             return 200, {"cancelled": False}
         self._give_up(waiter, answers.cancelled(waiter.names))
         return 200, {"cancelled": True}
+
+    def _withdraw(self, command: Withdraw, position: int) -> Result:
+        places = set(command.places)
+        found = [each for each in self._waiters.values() if (each.index, each.position) in places]
+        found.sort(key=lambda each: each.ticket)
+        for waiter in found:
+            if self._waiters.get(waiter.ticket) is waiter:  # not granted when another one left
+                self._keep_age(waiter)
+                self._give_up(waiter, answers.stopping(waiter.names))
+        return OK
 
     def _break(self, command: Break, position: int) -> Result:
         lock = self._locks.get(command.name)

@@ -6,7 +6,7 @@ Source: Ongaro 2014 §6.3. What must not live here: what they do (acquiring.py, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from dss.base.errors import DssError
 from dss.base.limits import SEQUENCE_WINDOW
@@ -21,13 +21,11 @@ from dss.core.locks.commands import (
     Release,
     Upgrade,
 )
-from dss.core.locks.lines import NO_KEY, LockLines
+from dss.core.locks.lines import NO_KEY, TRY_LATER, LockLines
 from dss.core.locks.state import Session, Waiter
 from dss.core.machine import PENDING, Result, Wake
 
 Once = TypeVar("Once", Acquire, AcquireMany, Release, Upgrade, Downgrade)
-TRY_LATER: Final = 429
-"""Answers that say "nothing was done, come again" are not kept: coming again must help."""
 
 
 class LockOnce(LockLines):
@@ -59,7 +57,7 @@ class LockOnce(LockLines):
         if seq > session.floor + SEQUENCE_WINDOW:
             return answers.window_full()
         result = handler(command, session, position)
-        if result[0] != TRY_LATER:
+        if result[0] not in TRY_LATER:
             kept[seq] = result
         return result
 
@@ -101,7 +99,7 @@ class LockOnce(LockLines):
         self.keys.keep(command.key, command.digest, self._now_ms, PENDING)
         result = self._handlers[type(inner)](inner, position)
         self._key = NO_KEY
-        if result[0] == TRY_LATER:
+        if result[0] in TRY_LATER:
             self.keys.forget(command.key)
         elif result[0] or self._asked is None:
             self.keys.settle(command.key, result)
