@@ -18,6 +18,7 @@ class Asking(threading.Thread):
     def __init__(self, method: str, url: str, body: Any, key: str = "") -> None:
         super().__init__(daemon=True)
         self.reply: Reply | None = None
+        self.session = str((body or {}).get("session", ""))
         self._request = (method, url, body)
         self._headers = {"Idempotency-Key": key} if key else {}
         self.start()
@@ -31,7 +32,7 @@ class Asking(threading.Thread):
         return self.reply
 
 
-def test_wait_with_a_key_over_a_killed_leader__the_repeat_joins_it_and_gets_the_one_grant(
+def test_wait_over_a_killed_leader__goes_on_and_a_repeat_with_its_key_takes_it_over(
     cluster: Cluster,
 ) -> None:
     leader = cluster.lock_leader()
@@ -45,8 +46,7 @@ def test_wait_with_a_key_over_a_killed_leader__the_repeat_joins_it_and_gets_the_
     first = Asking("POST", f"{path}/acquire", ask, "over-a-killed-leader")
     until(lambda: request("GET", path).body.get("waiting") == 1, "the wait is in the log")
     cluster.kill(leader)
-    reply = first.done()
-    assert (reply.status, reply.body["code"]) == (504, "indeterminate"), reply
+    until(lambda: cluster.lock_leader() != leader, "another one leads")
 
     def waiting_again() -> Asking | None:
         again = Asking("POST", f"{path}/acquire", ask, "over-a-killed-leader")
@@ -54,6 +54,8 @@ def test_wait_with_a_key_over_a_killed_leader__the_repeat_joins_it_and_gets_the_
         return None if again.reply is not None and again.reply.status in (503, 504) else again
 
     second = until(waiting_again, "the repeat is taken")
+    superseded = first.done()
+    assert (superseded.status, superseded.body["code"]) == (409, "superseded"), superseded
     seen = until(lambda: request("GET", path).body if second.is_alive() else None, "a look")
     assert seen["waiting"] == 1, "the repeat joined its own wait"
     give = {"session": holder, "token": held.body["token"]}
@@ -66,6 +68,39 @@ def test_wait_with_a_key_over_a_killed_leader__the_repeat_joins_it_and_gets_the_
     assert request("GET", path).body["holders"][0]["count"] == 1
     reused = Asking("POST", f"{path}/acquire", ask | {"mode": "shared"}, "over-a-killed-leader")
     assert reused.done().body["code"] == "idempotency_key_reused"
+
+
+def test_waits_at_every_node_over_a_killed_leader__those_of_the_others_notice_nothing(
+    cluster: Cluster,
+) -> None:
+    leader = cluster.lock_leader()
+    others = [name for name in cluster.names("lock") if name != leader]
+    url = cluster.url(others[0])
+    path = "/v1/locks/waits%2Fkilled"
+    holder = session(url)
+    held = request("POST", f"{url}{path}/acquire", {"session": holder})
+    waits = []
+    for number, name in enumerate((*others, leader, *others)):
+        ask = {"session": session(url), "wait_ms": 25_000}
+        waits.append((name, Asking("POST", f"{cluster.url(name)}{path}/acquire", ask)))
+        until(lambda n=number: request("GET", url + path).body["waiting"] == n + 1, "it waits")
+    cluster.kill(leader)
+    until(lambda: cluster.lock_leader() != leader, "another one leads")
+    time.sleep(1.5)  # longer than anybody waits for an answer that got lost
+    for name, wait in waits:
+        assert wait.is_alive() == (name != leader), (name, wait.reply)
+    assert request("DELETE", f"{url}/v1/sessions/{holder}").status == 200
+    tokens = [held.body["token"]]
+    for name, wait in waits:
+        if name == leader:
+            continue  # its client's connection broke, and its place is its own to cancel
+        reply = wait.done()
+        assert reply.status == 200, reply
+        tokens.append(reply.body["token"])
+        ended = request("DELETE", f"{url}/v1/sessions/{wait.session}")
+        assert ended.status == 200, ended
+        request("DELETE", f"{url}/v1/sessions/{waits[2][1].session}")
+    assert tokens == sorted(set(tokens))
 
 
 def events(url: str, prefix: str, since: int, count: int) -> list[dict[str, Any]]:

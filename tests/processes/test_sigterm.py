@@ -1,4 +1,8 @@
-"""A planned stop of the lock leader (SIGTERM) fails no request: it hands over, then drains."""
+"""A planned stop of the lock leader (SIGTERM) fails no request: it hands over, then drains.
+
+Clients that wait at other nodes notice nothing; those at the node that goes are told to ask
+elsewhere (503 `stopping`), where they have their places again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cluster_process import Cluster, until
+from cluster_process import Cluster, request, until
 
 THREADS_PER_NODE = 4
 
@@ -130,3 +134,82 @@ def test_leader_is_terminated_under_load__no_request_fails(
     failures = [failure for client in clients for failure in client.failures]
     assert failures == []
     assert any(client.moved for client in clients)
+
+
+class Waiter(threading.Thread):
+    """Waits in line for a lock at one node; asks the next one when that one stops."""
+
+    def __init__(self, cluster: Cluster, node: str, name: str, number: int) -> None:
+        super().__init__(daemon=True)
+        self.nodes = [node, *(each for each in cluster.names("lock") if each != node)]
+        self.cluster = cluster
+        self.path = f"/v1/locks/{name}"
+        self.key = f"{name}-{number}"
+        self.session = request("POST", f"{cluster.url(node)}/v1/sessions", {"ttl_ms": 60_000}).body[
+            "session"
+        ]
+        self.moved: list[Any] = []
+        self.failures: list[Any] = []
+        self.granted_s = 0.0
+        self.token = 0
+
+    def run(self) -> None:
+        body = {"session": self.session, "wait_ms": 30_000}
+        headers = {"Idempotency-Key": self.key}
+        for _ in range(20):
+            url = self.cluster.url(self.nodes[0]) + self.path
+            reply = request("POST", f"{url}/acquire", body, headers=headers)
+            if reply.status == 200:
+                self.granted_s = time.monotonic()
+                self.token = reply.body["token"]
+                return
+            if reply.status == 503 and reply.body["code"] == "stopping":
+                assert reply.headers["retry-after"] == "1"
+                self.moved.append(reply.body)
+            elif reply.status == 0 and "refused" in str(reply.body):
+                time.sleep(0.05)
+            else:
+                self.failures.append((self.nodes[0], reply))
+            self.nodes.append(self.nodes.pop(0))
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+def test_node_is_terminated_while_clients_wait_at_all_nodes__all_are_granted_in_their_order(
+    trio: Cluster, who: str
+) -> None:
+    until(trio.all_ready, "every node is ready", 60)
+    leader = trio.lock_leader()
+    follower = next(name for name in trio.names("lock") if name != leader)
+    victim, other = (leader, follower) if who == "leader" else (follower, leader)
+    name = f"waited-for-at-{who}"
+    url = f"{trio.url(other)}/v1/locks/{name}"
+    holder = request("POST", f"{trio.url(other)}/v1/sessions", {"ttl_ms": 60_000}).body["session"]
+    held = request("POST", f"{url}/acquire", {"session": holder})
+    assert held.status == 200, held
+    waiters = []
+    for number, node in enumerate(trio.names("lock") * 2):
+        waiter = Waiter(trio, node, name, number)
+        waiter.start()
+        waiters.append(waiter)
+        until(lambda n=number: request("GET", url).body["waiting"] == n + 1, "it stands in line")
+    pid = trio.pid(victim)
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: trio.pid(victim) not in (0, pid), "it runs again", 60)
+    until(lambda: request("GET", url).body.get("waiting") == len(waiters), "all stand in line")
+    places = [each["session"] for each in request("GET", url).body["waiters"]]
+    assert places == [waiter.session for waiter in waiters], "as they came"
+    give = {"session": holder, "token": held.body["token"]}
+    until(lambda: request("POST", f"{url}/release", give).status == 200, "released")
+    for waiter in waiters:
+        waiter.join(40)
+        assert waiter.token, waiter.failures
+        give = {"session": waiter.session, "token": waiter.token}
+        assert request("POST", f"{url}/release", give).status == 200
+    assert [waiter.failures for waiter in waiters] == [[]] * len(waiters)
+    tokens = [waiter.token for waiter in waiters]
+    assert tokens == sorted(set(tokens))
+    moved = {waiter.key for waiter in waiters if waiter.moved}
+    at_victim = {
+        f"{name}-{number}" for number, node in enumerate(trio.names("lock") * 2) if node == victim
+    }
+    assert moved == at_victim, "nobody else noticed"
