@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 
 from dss.base.limits import LIST_ITEMS_MAX
-from dss.cli.connect import nodes
-from dss.cli.hold import acquire_lock, end_session, open_session, run_holding
+from dss.cli.connect import nodes, sdk
 from dss.cli.http import CliError, query, segment
 from dss.cli.output import Output, duration
+from dss.cli.taking import Taking, end_session, open_session
 
 
 def acquire(args: argparse.Namespace) -> int:
@@ -19,7 +19,8 @@ def acquire(args: argparse.Namespace) -> int:
     client = nodes(args)
     session = args.session or open_session(client, args.ttl)
     try:
-        granted = acquire_lock(client, args.name, session, args.shared, args.wait)
+        ttl_s = None if args.session else args.ttl
+        granted = Taking(client, args.name, session, args.shared, ttl_s).wait(args.wait)
     except CliError:
         if not args.session:
             end_session(client, session)
@@ -53,9 +54,12 @@ def run(args: argparse.Namespace) -> int:
             "dss lock run demo -- sleep 5",
             exit_code=2,
         )
-    return run_holding(
-        nodes(args), args.name, args.command_line, args.ttl, args.wait, shared=args.shared
-    )
+    from dss.cli.hold import run_holding
+
+    with sdk(args) as client:
+        return run_holding(
+            client, args.name, args.command_line, args.ttl, args.wait, shared=args.shared
+        )
 
 
 def ls(args: argparse.Namespace) -> int:

@@ -18,14 +18,19 @@ from dss.base.errors import (
     EXIT_CONFIG,
     EXIT_FAILED,
     EXIT_TRY_AGAIN,
+    EXIT_UNREACHABLE,
     EXIT_USAGE,
     ConfigProblem,
     DssError,
+    Invalid,
     NoQuorum,
+    Overloaded,
+    Unavailable,
 )
 from dss.base.limits import NODES_PER_ROLE_MAX
 
 _INTERRUPTED = 130
+_TRY_AGAIN_CODES = ("lock_timeout", "deadlock")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _exit_code(error: DssError) -> int:
     if isinstance(error, ConfigProblem):
         return EXIT_CONFIG
-    return EXIT_TRY_AGAIN if isinstance(error, NoQuorum) else EXIT_FAILED
+    if isinstance(error, Unavailable):
+        return EXIT_UNREACHABLE
+    if isinstance(error, Invalid):
+        return EXIT_USAGE
+    again = isinstance(error, (NoQuorum, Overloaded)) or error.code in _TRY_AGAIN_CODES
+    return EXIT_TRY_AGAIN if again else EXIT_FAILED
 
 
 def _failed(args: argparse.Namespace, message: str, exit_code: int, code: str) -> int:

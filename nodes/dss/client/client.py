@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,7 @@ from dss.base.limits import SESSION_TTL_MS_DEFAULT
 from dss.client.caches import Cache
 from dss.client.calls import Calls
 from dss.client.election import Election
+from dss.client.events import LockNews
 from dss.client.handles import LockHandle, RwLock
 from dss.client.lock_calls import LockCalls
 from dss.client.locks import Locks
@@ -160,7 +162,11 @@ class Client:
 
 @asynccontextmanager
 async def connect(
-    endpoints: str | Sequence[str] | None = None, *, token: str | None = None, name: str = ""
+    endpoints: str | Sequence[str] | None = None,
+    *,
+    token: str | None = None,
+    name: str = "",
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Client]:
     """A client for the cluster behind `endpoints`; nodes may start later than it.
 
@@ -169,16 +175,19 @@ async def connect(
             Default: DSS_ENDPOINTS, else the local ports.
         token: bearer token; default: DSS_TOKEN.
         name: what people see in messages about this client's sessions.
+        headers: sent with every request; for an ingress that wants a certain Host.
     """
     token = token or os.environ.get("DSS_TOKEN") or None
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    sent = dict(headers or {})
+    if token:
+        sent["Authorization"] = f"Bearer {token}"
     # No limit: each request is bounded by its own time, and waits must not block others.
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
+    async with aiohttp.ClientSession(headers=sent, connector=connector) as http:
         nodes = Nodes(http, endpoints_of(endpoints))
         requests = Requests(http, nodes)
         stream = LockStream(nodes.locks, http=http, on_push=lambda _, body: locks.pushed(body))
-        locks = Locks(LockCalls(stream, requests), name)
+        locks = Locks(LockCalls(stream, requests), partial(LockNews, http, nodes), name)
         client = Client(http, nodes, requests, locks)
         try:
             yield client

@@ -1,23 +1,25 @@
 """`client.election(name)`: one leader among those that campaign; it is the holder of a lock.
 
-What must not live here: requests beyond looking at the lock.
+What must not live here: requests beyond looking at the lock, the event stream (events.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from dss.base.errors import Indeterminate
 from dss.client.errors import REPEATABLE
+from dss.client.events import GAP
 from dss.client.handles import LockHandle
 from dss.client.held import Held
 from dss.client.lock_calls import clock_s
 from dss.client.locks import Locks
 from dss.client.waits import Want
 
+LOOK_AGAIN_S: Final = 5.0
+"""Between looks beside the events: their node may be cut off from the others."""
 LOOK_S: Final = 5.0
 """How long a look at the leader is repeated while nobody can answer."""
 
@@ -60,26 +62,65 @@ class Election:
         until_s = clock_s() + LOOK_S
         found = await self._locks.calls.settle("get", args, lambda _: until_s)
         holders = found["holders"]
-        if not holders:
-            return None
-        label = str(holders[0]["label"]).removesuffix(f"/{holders[0]['owner']}")
-        return Leader(label, int(holders[0]["token"]))
+        return _leader(holders[0], holders[0]["label"]) if holders else None
 
     async def observe(self, *, every: float = 0.5) -> AsyncGenerator[Leader | None, None]:
-        """The leader now, and each other one that is seen, for ever; None: nobody leads.
+        """The leader now, and each change, for ever; None: nobody leads.
+
+        The nodes tell of changes at once, and of each one.
 
         Args:
-            every: seconds between looks; a leader shorter than that may be missed.
+            every: seconds between looks where no event stream gets through (some proxies); a leader
+                shorter than that may be missed there.
         """
-        answered = False
-        seen: Leader | None = None
-        while True:
-            try:
-                now = await self.leader()
-            except (*REPEATABLE, Indeterminate):
-                pass  # nobody can say: what was seen last still stands
-            else:
-                if not answered or now != seen:
-                    answered, seen = True, now
-                    yield now
-            await asyncio.sleep(every)
+        seen = _Seen()
+        async with self._locks.news(self._want.names[0]).follow() as news:
+            event: dict[str, Any] | None = GAP
+            while True:
+                if event is None or event is GAP:
+                    try:
+                        now = await self.leader()
+                    except (*REPEATABLE, Indeterminate):
+                        pass  # nobody can say: what was seen last still stands
+                    else:
+                        if seen.look(now):
+                            yield now
+                elif seen.change(event):
+                    yield seen.leader
+                event = await news.next(LOOK_AGAIN_S if news.connected else every)
+
+
+class _Seen:
+    """The leader seen last. Tokens grow, so what is older is known from what is newer."""
+
+    def __init__(self) -> None:
+        self.leader: Leader | None = None
+        self._answered = False
+        self._newest = 0
+
+    def look(self, now: Leader | None) -> bool:
+        """Whether a look at the lock is news."""
+        if self._answered and (now == self.leader or (now and now.token < self._newest)):
+            return False
+        self._answered = True
+        self.leader = now
+        if now:
+            self._newest = now.token
+        return True
+
+    def change(self, event: dict[str, Any]) -> bool:
+        """Whether an event is news."""
+        kind = event["event"]
+        if kind == "granted" and event["token"] > self._newest:
+            self._answered = True
+            self._newest = event["token"]
+            self.leader = _leader(event, event["holder"])
+            return True
+        if kind == "released" and self.leader and event["token"] == self.leader.token:
+            self.leader = None
+            return True
+        return False
+
+
+def _leader(holder: dict[str, Any], label: str) -> Leader:
+    return Leader(label.removesuffix(f"/{holder.get('owner', '')}"), int(holder["token"]))

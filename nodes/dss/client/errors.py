@@ -5,7 +5,11 @@ What must not live here: when to repeat a request.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any, Final
+
+import aiohttp
 
 from dss.base.errors import (
     Conflict,
@@ -60,6 +64,32 @@ _CONFLICTS: Final[dict[str, type[Conflict]]] = {
 
 REPEATABLE: Final = (NoQuorum, Unavailable, Overloaded)
 """Nothing was done: the same request may be repeated after `retry_after_ms`."""
+
+
+def unreachable(role: str, reasons: Mapping[str, str]) -> Unavailable:
+    """Nobody of `role` answers.
+
+    Args:
+        reasons: by URL, in words.
+    """
+    shown = ", ".join(list(reasons)[:3]) + (", …" if len(reasons) > 3 else "")
+    why = "; ".join(dict.fromkeys(reasons.values())) or "none is known"
+    return Unavailable(
+        f"no {role} node answers{' at ' if shown else ''}{shown} ({why}). Start a cluster with: "
+        "dss up, or name the nodes of one in DSS_ENDPOINTS"
+    )
+
+
+def plain(error: BaseException) -> str:
+    """Why a connection failed, in a few words."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"host {error.host} is not known"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        return (os.strerror(cause.errno) if cause.errno else str(cause)).lower()
+    return str(error) or type(error).__name__
 
 
 def error_of(status: int, body: Any) -> DssError:

@@ -44,7 +44,7 @@ class LockHandle:
         """`acquire` for what a task (or a thread) enters and leaves: see owners.py."""
         if self._held is not None or self._waiting:
             names = ", ".join(self._want.names)
-            raise Conflict("in_use", f"this handle of lock {names!r} is in use: make another")
+            raise Conflict("in_use", f'this handle of lock "{names}" is in use: make another')
         owner = self._given_owner or self._locks.owners.pick(doer, self._want, self._owner)
         self._owner = ""
         self._waiting = True
@@ -61,7 +61,11 @@ class LockHandle:
         """Give back what `acquire` took. Raises Conflict when it was lost before."""
         held, self._held = self._held, None
         if held is None:
-            raise Conflict("not_holder", f"lock {self._want.names[0]!r} is not held by this handle")
+            raise Conflict(
+                "not_holder",
+                f'lock "{self._want.names[0]}" is not held by this handle: it was released before, '
+                "or never acquired",
+            )
         await self._locks.release(held)
 
     async def __aenter__(self) -> Held:

@@ -22,7 +22,9 @@ class LockLost(Conflict):
     """The lock may be somebody else's: what it protected must not be touched any more."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__("lock_lost", f"lock {name!r} was lost: {reason}")
+        self.name = name
+        self.reason = reason
+        super().__init__("lock_lost", f'lock "{name}" was lost: {reason}')
 
 
 class Held:

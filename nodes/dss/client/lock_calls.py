@@ -52,6 +52,11 @@ class LockCalls:
         self._requests = requests
         self._http_until_s = 0.0
 
+    @property
+    def connection(self) -> object | None:
+        """The stream's; None: there is none now."""
+        return self._stream.mark()[1]
+
     async def ask(self, op: str, args: dict[str, Any], *, via: str = "") -> Any:
         """One request's body; statuses from 400 on raise their error.
 

@@ -9,12 +9,13 @@ after all is released. What must not live here: connections, one wait (waits.py)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dss.base.errors import Conflict, DssError, Indeterminate, Unavailable
 from dss.client.errors import REPEATABLE
+from dss.client.events import LockNews
 from dss.client.held import Held
 from dss.client.lock_calls import PAUSE_S, LockCalls, clock_s
 from dss.client.owners import Owners
@@ -43,8 +44,9 @@ class Sessions:
 class Locks:
     """Sessions and locks of one client."""
 
-    def __init__(self, calls: LockCalls, name: str = "") -> None:
+    def __init__(self, calls: LockCalls, news: Callable[[str], LockNews], name: str = "") -> None:
         self.calls = calls
+        self.news = news
         self._name = name
         self.owners = Owners()
         self._sessions = Sessions()

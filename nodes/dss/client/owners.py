@@ -75,7 +75,7 @@ def _refuse_own(held: Held | None, want: Want) -> None:
         return
     raise DeadlockError(
         "deadlock",
-        f"lock {held.name!r}: this task holds it already ({held.mode}, token {held.token}) and "
+        f'lock "{held.name}": this task holds it already ({held.mode}, token {held.token}) and '
         "would wait for itself: release it first, or give both the same session= and owner= to "
         "hold it twice",
         cycle=[{"session": held.session.id, "owner": held.owner, "name": held.name}],

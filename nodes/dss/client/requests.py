@@ -17,8 +17,8 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from dss.base.errors import DssError, Indeterminate, Unavailable, WrongRole
-from dss.client.errors import REPEATABLE, error_of
+from dss.base.errors import DssError, Indeterminate, WrongRole
+from dss.client.errors import REPEATABLE, error_of, plain, unreachable
 from dss.client.nodes import Nodes
 
 RETRY_S: Final = 5.0
@@ -108,7 +108,7 @@ class Requests:
         accept: tuple[int, ...],
     ) -> Reply:
         """Each candidate once, until one of the role has answered."""
-        reasons: list[str] = []
+        reasons: dict[str, str] = {}
         for url in list(await self._nodes.of_role(role)):
             target = URL(url + path, encoded=True)
             try:
@@ -117,15 +117,15 @@ class Requests:
                 ) as response:
                     reply = Reply(response.status, response.headers, await response.read())
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                reasons.append(f"{url}: {_plain(error)}")
+                reasons[url] = plain(error)
                 continue
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 if method not in ("GET", "HEAD"):
                     raise Indeterminate(
-                        f"{method} {path}: {url} did not answer ({_plain(error)}); whether it was "
+                        f"{method} {path}: {url} did not answer ({plain(error)}); whether it was "
                         "carried out is unknown"
                     ) from error
-                reasons.append(f"{url}: {_plain(error)}")
+                reasons[url] = plain(error)
                 continue
             if reply.status < 300 or reply.status in accept:
                 self._nodes.worked(role, url)
@@ -133,9 +133,7 @@ class Requests:
             problem = _problem(reply)
             if not isinstance(problem, WrongRole):
                 raise problem
-        raise Unavailable(
-            f"no {role} node can be reached ({'; '.join(reasons[:3]) or 'none is known'})"
-        )
+        raise unreachable(role, reasons)
 
 
 def _problem(reply: Reply) -> DssError:
@@ -144,11 +142,3 @@ def _problem(reply: Reply) -> DssError:
     except msgspec.MsgspecError:
         body = reply.body.decode("utf-8", "replace")
     return error_of(reply.status, body)
-
-
-def _plain(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return (error.os_error.strerror or str(error.os_error)).lower()
-    return str(error) or type(error).__name__

@@ -18,6 +18,8 @@ KEEPALIVES_PER_TTL: Final = 3
 SILENT_S_MIN: Final = 0.5
 """A node that lives says something in this time, if only that there is no leader."""
 SILENT_S_MAX: Final = 2.0
+LOOKED_AT_MAX: Final = 1_000
+"""Holds of one session that are looked at together."""
 DRIFT: Final = 0.001
 """Clocks may run apart by 1,000 ppm: a holder stops trusting its lock that much early."""
 RESOLVE_S: Final = 5.0
@@ -53,6 +55,8 @@ class Session:
         self._floor = 0
         self._newest = 0
         self._answered: set[int] = set()
+        self._connection = calls.connection
+        self._missing: set[tuple[str, int]] = set()
         self._task = asyncio.create_task(self._keep_alive(), name=f"dss-keepalive-{ttl_ms}")
 
     @property
@@ -138,4 +142,23 @@ class Session:
                 self.lose(error.message)
                 return
             self.safe_until_s = sent_s + self.ttl_ms / 1_000 * (1 - DRIFT)
-            wait_s = pause_s
+            with contextlib.suppress(DssError, TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._look_at_holds()
+            wait_s = max(0.0, sent_s + pause_s - clock_s())
+
+    async def _look_at_holds(self) -> None:
+        """A node tells of locks that are broken from this session's first keepalive on it: what
+        was broken before, and over HTTP, is looked for."""
+        connection, self._connection = self._connection, self._calls.connection
+        told = self._connection is not None and self._connection is connection
+        if not self.holders or (told and not self._missing):
+            return
+        keys = list(self.holders)[:LOOKED_AT_MAX]
+        looks = [self._calls.ask("verify", {"name": n, "token": t}) for n, t in keys]
+        found = await asyncio.gather(*looks)
+        missing = {key for key, view in zip(keys, found, strict=True) if not view["valid"]}
+        # Missing once may be an upgrade whose answer, a new token, is on its way.
+        for key in missing & self._missing & self.holders.keys():
+            self.holders.pop(key).lose("it was taken away: see its history")
+        self._missing = missing & self.holders.keys()

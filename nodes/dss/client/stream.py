@@ -22,7 +22,7 @@ from dss.base.limits import (
     STREAM_MESSAGE_BYTES_MAX,
     STREAM_OUTBOX_BYTES_MAX,
 )
-from dss.client.errors import error_of
+from dss.client.errors import error_of, plain, unreachable
 
 Answer = tuple[int, Any]
 """(status, body): a status from 400 on has a body with `code` and `message`."""
@@ -190,7 +190,7 @@ class LockStream:
         else:
             shift = self._failures % max(1, len(self._endpoints))
             endpoints = [*self._endpoints[shift:], *self._endpoints[:shift]]
-        reasons = []
+        reasons: dict[str, str] = {}
         self.no_websockets = False
         for endpoint in endpoints:
             try:
@@ -208,17 +208,16 @@ class LockStream:
                     raise error_of(error.status, _refusal(endpoint, error.status)) from error
                 self._failures += 1
                 self.no_websockets = True
-                reasons.append(f"{endpoint}: HTTP {error.status}")
+                reasons[endpoint] = f"HTTP {error.status}"
                 continue
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 self._failures += 1
-                reasons.append(f"{endpoint}: {_reason(error)}")
+                reasons[endpoint] = plain(error)
                 continue
             self.endpoint = endpoint
             self.no_websockets = False
             return ws
-        why = "; ".join(reasons) or "none is known"
-        raise Unavailable(f"no {self._role} node can be reached ({why})")
+        raise unreachable(self._role, reasons)
 
     async def _write(self, ws: aiohttp.ClientWebSocketResponse, reader: asyncio.Task[None]) -> None:
         """Send batches until the connection breaks (the reader ends)."""
@@ -318,9 +317,3 @@ def _refusal(endpoint: str, status: int) -> dict[str, str]:
     """aiohttp drops the problem document of a refused handshake."""
     why = "wants a bearer token, or another one" if status == 401 else "forbids this token"
     return {"detail": f"{endpoint} {why}: give connect(token=…) or set DSS_TOKEN"}
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_S:g} s"
-    return str(error) or type(error).__name__

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -104,9 +104,18 @@ class Held:
         """The lock is certainly still held."""
         return self._inner.is_safe
 
+    @property
+    def session_id(self) -> str:
+        """Of the session that holds it: whoever knows it may act for it."""
+        return self._inner.session.id
+
     def check(self) -> None:
         """Raises LockLost unless `is_safe`."""
         self._inner.check()
+
+    def loss(self) -> LockLost:
+        """The error that says why it is not safe."""
+        return self._inner.loss()
 
     @contextmanager
     def guard(self, on_lost: Callable[[], None] | None = None) -> Iterator[Held]:
@@ -176,14 +185,17 @@ class LockHandle(_Entered):
         self._inner = inner
 
     def acquire(self) -> Held:
-        """Without `with`: give it back with `release`."""
+        """Without `with`: give it back with `release`, from any thread."""
         return Held(self._loop, self._loop.run(self._inner.acquire()))
 
     def release(self) -> None:
         """Give back what `acquire` took."""
         self._loop.run(self._inner.release())
 
-    _take = acquire
+    def _take(self) -> Held:
+        doer = threading.current_thread()
+        return Held(self._loop, self._loop.run(self._inner.acquire_as(doer)))
+
     _give_back = release
 
 
@@ -384,12 +396,16 @@ class Client:
 
 @contextmanager
 def connect(
-    endpoints: str | Sequence[str] | None = None, *, token: str | None = None, name: str = ""
+    endpoints: str | Sequence[str] | None = None,
+    *,
+    token: str | None = None,
+    name: str = "",
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[Client]:
     """A client for the cluster behind `endpoints`; arguments as of `dss.client.connect`."""
     loop = _Loop()
     try:
-        opened = aio.connect(endpoints, token=token, name=name)
+        opened = aio.connect(endpoints, token=token, name=name, headers=headers)
         client = loop.run(_enter(opened))
         try:
             yield Client(loop, client)

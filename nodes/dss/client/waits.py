@@ -163,7 +163,7 @@ class Wait:
         """The place is lost, but there is time left; else raises the refusal."""
         late = clock_s() + LATE_S >= self._until_s
         if refusal.code == "cancelled" and late:
-            raise LockTimeout("lock_timeout", f"lock {self._name!r}: not granted in time")
+            raise LockTimeout("lock_timeout", f'lock "{self._name}": not granted in time')
         if late or refusal.code not in ("cancelled", "lock_timeout"):
             raise refusal
         self._ask()
