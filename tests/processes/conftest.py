@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import fault_report
 from cluster_process import Cluster
 
 
@@ -16,6 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.processes)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if fault_report.report:
+        terminalreporter.section("time to service under faults")
+        terminalreporter.write_line(fault_report.HEADING)
+        for row in fault_report.report:
+            terminalreporter.write_line(row.line())
 
 
 @pytest.fixture(scope="session")

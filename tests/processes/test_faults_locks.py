@@ -1,231 +1,79 @@
-"""Lock nodes under faults, with a load whose whole history must be linearizable."""
+"""Lock nodes under faults, with a load whose whole history must be linearizable: the short choice.
+
+The others (`make faults`): test_faults_partitions, test_faults_processes, test_faults_disks.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
-import os
-import random
 import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from cluster_process import Cluster, request, until
-
-from dss.testing.linearize import Operation, is_linearizable
-from dss.testing.lockspec import (
-    BUSY,
-    GRANTED,
-    NOT_HOLDER,
-    RELEASED,
-    AcquireOp,
-    EndOp,
-    LockSpecification,
-    ReleaseOp,
-    What,
-)
-
-LOCKS = ("faults/a", "faults/b", "faults/c")
-CLIENTS = 4
-STEP_S = 3.0
-REFUSALS = {BUSY, NOT_HOLDER}
+from fault_cluster import FaultCluster
+from fault_disk import flip_bit, refuses_to_start, replace, start_empty
+from fault_proxy import HOLD
+from fault_scene import scene, started
 
 
-class Load:
-    """Clients that take and give back a few locks on any node; notes what was asked and told."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.urls = cluster.urls("lock")
-        self.history: dict[str, list[Operation]] = {name: [] for name in LOCKS}
-        self.granted = 0
-        self.errors: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(CLIENTS)]
-        for thread in self._threads:
-            thread.start()
-
-    def end(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(120)
-            assert not thread.is_alive()
-
-    def _run(self, number: int) -> None:
-        chance = random.Random(number)
-        try:
-            while not self._stop.is_set():
-                self._session(chance)
-        except AssertionError as error:
-            self.errors.append(str(error))
-
-    def _session(self, chance: random.Random) -> None:
-        """One session, until an outcome is unknown or the load ends; then it is ended."""
-        made = request("POST", f"{chance.choice(self.urls)}/v1/sessions", {"ttl_ms": 120_000})
-        if made.status != 201:
-            time.sleep(0.05)
-            return
-        mine = str(made.body["session"])
-        while not self._stop.is_set() and self._cycle(mine, chance):
-            time.sleep(0.01)
-        began = time.monotonic()
-        for url in itertools.cycle(self.urls):
-            reply = request("DELETE", f"{url}/v1/sessions/{mine}", timeout=3)
-            if reply.status in (200, 404, 409):  # ended now, or by a try whose answer was lost
-                break
-            assert time.monotonic() - began < 60, f"a session cannot be ended: {reply}"
-            time.sleep(0.05)
-        for name in LOCKS:
-            self.history[name].append(Operation(began, time.monotonic(), EndOp(mine)))
-
-    def _cycle(self, mine: str, chance: random.Random) -> bool:
-        """False: an outcome is unknown."""
-        name = chance.choice(LOCKS)
-        base = f"{chance.choice(self.urls)}/v1/locks/{name.replace('/', '%2F')}"
-        answer, token = self._ask(name, f"{base}/acquire", mine, 0)
-        if answer != GRANTED:
-            return answer == BUSY
-        return self._ask(name, f"{base}/release", mine, token)[0] == RELEASED
-
-    def _ask(self, name: str, url: str, mine: str, token: int) -> tuple[str, int]:
-        """Acquire without a token, release with it; (answer, token), answer "" if unknown."""
-        began = time.monotonic()
-        body = {"session": mine, "token": token} if token else {"session": mine}
-        reply = request("POST", url, body, timeout=3)
-        ended = time.monotonic()
-        done = RELEASED if token else GRANTED
-        answer = done if reply.status == 200 else ""
-        if reply.status == 409:
-            answer = reply.body["code"]
-            assert answer in REFUSALS, reply
-        if not token and answer == GRANTED:
-            self.granted += 1
-        told = int(reply.body["token"]) if not token and answer == GRANTED else token
-        what: What = (
-            ReleaseOp(mine, "", token, answer or done)
-            if token
-            else AcquireOp(mine, "", False, answer or done, told)
-        )
-        self.history[name].append(Operation(began, ended if answer else math.inf, what))
-        return answer, told
-
-
-def started(path: Path, nodes: int) -> Iterator[Cluster]:
-    made = Cluster(path / "data", counts=(nodes, 1, 1))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-
-
-@pytest.fixture
-def trio(tmp_path: Path) -> Iterator[Cluster]:
-    yield from started(tmp_path, 3)
-
-
-@pytest.fixture
-def five(tmp_path: Path) -> Iterator[Cluster]:
-    yield from started(tmp_path, 5)
-
-
-class Probe:
-    """A client of its own, which held a lock before the first fault and asks only sound nodes."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        url = cluster.url("lock-1")
-        made = request("POST", f"{url}/v1/sessions", {"ttl_ms": 300_000})
-        self.mine = made.body["session"]
-        kept = request("POST", f"{url}/v1/locks/kept/acquire", {"session": self.mine})
-        assert kept.status == 200, kept
-        self.token = kept.body["token"]
-
-    def served(self, faulty: Sequence[str], fault: str) -> None:
-        """Ask the others from now on until each has granted a lock; prints how long it took."""
-        began = time.monotonic()
-        for name in self.cluster.names("lock"):
-            if name in faulty:
-                continue
-            url = f"{self.cluster.url(name)}/v1/locks/probe-{name}/acquire"
-            until(
-                lambda url=url: (
-                    request("POST", url, {"session": self.mine}, timeout=5).status == 200
-                ),
-                f"{name} serves after {fault}",
-            )
-        print(f"\n{fault}: served again after {(time.monotonic() - began) * 1_000:.0f} ms")
-
-    def nothing_lost(self) -> None:
-        for url in self.cluster.urls("lock"):
-            seen = request("POST", f"{url}/v1/locks/kept/verify", {"token": self.token})
-            assert seen.body["valid"], seen
-
-
-def killed_leader(cluster: Cluster, probe: Probe) -> None:
-    leader = cluster.lock_leader()
-    cluster.kill(leader)
-    probe.served([leader], "kill -9 of the leader")
-    until(cluster.all_ready, "every node is ready", 60)
-
-
-def stopped(cluster: Cluster, probe: Probe, names: Sequence[str]) -> None:
-    pids = [cluster.pid(name) for name in names]
-    assert all(pids)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        probe.served(names, f"SIGSTOP of {len(names)} with the leader")
-        time.sleep(STEP_S)
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-    until(cluster.all_ready, "every node is ready", 60)
-
-
-def judge(cluster: Cluster, load: Load) -> None:
-    assert not load.errors, load.errors
-    total = sum(map(len, load.history.values()))
-    unknown = sum(math.isinf(op.returned) for ops in load.history.values() for op in ops)
-    print(f"{total} operations, {load.granted} grants, {unknown} of unknown outcome")
-    for name, operations in load.history.items():
-        assert is_linearizable(LockSpecification(), operations), f"{name}\n{cluster.report()}"
-        # The checker must be able to fail: a holder that never gave the lock back.
-        first = min(operation.called for operation in operations)
-        stranger = Operation(first - 2, first - 1, AcquireOp("stranger", "", False, GRANTED, 1))
-        assert not is_linearizable(LockSpecification(), [stranger, *operations])
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
+    yield from started(tmp_path_factory.mktemp("faults"), 3)
 
 
 def test_leader_killed_and_leader_stopped__history_is_linearizable_and_nothing_lost(
-    trio: Cluster,
+    trio: FaultCluster,
 ) -> None:
-    probe, load = Probe(trio), Load(trio)
-    try:
-        until(lambda: load.granted > 20, "the load runs")
-        killed_leader(trio, probe)
-        killed_leader(trio, probe)
-        stopped(trio, probe, [trio.lock_leader()])
-    finally:
-        load.end()
-    judge(trio, load)
-    probe.nothing_lost()
+    with scene(trio) as play:
+        leader = trio.lock_leader()
+        with play.fault("kill -9 of the leader", trio.others(leader), 0.5):
+            trio.kill(leader)
+        trio.start_node(leader)
+        play.whole_again()
+        leader = trio.lock_leader()
+        with play.fault("SIGSTOP of the leader", trio.others(leader)):
+            trio.send([leader], signal.SIGSTOP)
+        trio.send([leader], signal.SIGCONT)
+        play.whole_again("SIGCONT of the old leader")
 
 
-@pytest.mark.faults
-def test_two_of_five_stopped_and_leaders_killed__history_is_linearizable_and_nothing_lost(
-    five: Cluster,
+def test_leader_hears_nobody__another_one_leads_and_history_is_linearizable(
+    trio: FaultCluster,
 ) -> None:
-    probe, load = Probe(five), Load(five)
-    try:
-        until(lambda: load.granted > 20, "the load runs")
-        for _ in range(3):
-            killed_leader(five, probe)
-        leader = five.lock_leader()
-        other = next(name for name in five.names("lock") if name != leader)
-        stopped(five, probe, [leader, other])
-    finally:
-        load.end()
-    judge(five, load)
-    probe.nothing_lost()
+    with scene(trio) as play:
+        leader = trio.lock_leader()
+        rest = trio.others(leader)
+        with play.fault("one-way cut: the leader hears nobody", rest):
+            trio.proxy.change(trio.between(rest, [leader]), HOLD)
+        assert trio.leader_of(rest) is not None
+        play.whole_again("one-way cut of the leader")
+
+
+def test_rolling_restart_under_load__no_request_fails(trio: FaultCluster) -> None:
+    with scene(trio) as play:
+        for name in trio.names("lock"):
+            with play.fault(f"SIGTERM of {name}, then started again", trio.others(name), 0.2):
+                trio.send([name], signal.SIGTERM)
+                assert trio.ended(name) == 0, trio.report()
+            trio.start_node(name)
+            play.whole_again()
+    assert play.load.failures == []
+    assert play.load.refused == []
+
+
+def test_flipped_bit__node_refuses_to_start_and_is_let_in_again(trio: FaultCluster) -> None:
+    with scene(trio) as play:
+        victim = trio.lock_leader()
+        with play.fault("flipped bit in the log of the killed leader", trio.others(victim), 0.2):
+            trio.kill(victim)
+            flip_bit(trio.dir_of(victim))
+            line = refuses_to_start(trio, victim)
+        assert "checksum mismatch" in line or "does not fit" in line, line
+        start_empty(trio, victim)
+        replace(trio, victim)
+        play.whole_again()
+        # It is one of the quorum now: another one may go.
+        other = next(n for n in trio.others(victim) if n != trio.lock_leader())
+        with play.fault("SIGKILL of another one after its return", trio.others(other), 0.2):
+            trio.kill(other)
+        trio.start_node(other)
+        trio.until(trio.all_ready, "every node is ready", 30)
