@@ -6,21 +6,26 @@ import ast
 import asyncio
 import functools
 import inspect
+import os
 import re
+import signal
 import threading
 import time
 import types
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+import yarl
+from aiohttp import web
 from cluster_process import Cluster, request, until
 from cluster_process import dss as dss_command
 
 import dss.client
 import dss.client.sync
 import dss.guards
-from dss.client import LockLost, connect
+from dss.client import DeadlockError, LockLost, clock_s, connect
 from dss.client import client as client_module
 from dss.client.stream import LockStream
 
@@ -157,3 +162,206 @@ def test_leader_killed__the_sdk_loses_no_lock_and_grants_none_twice(cluster: Clu
     asyncio.run(scenario())
     assert tokens == sorted(set(tokens))
     print(f"\n{len(tokens)} grants over a killed leader")
+
+
+def node_of(cluster: Cluster, client: dss.client.Client) -> str:
+    """The lock node that a client's stream is connected to."""
+    endpoint = client._locks.calls._stream.endpoint
+    return next(name for name in cluster.names("lock") if cluster.url(name) == endpoint)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_its_node_is_gone__holder_and_waiters_go_on_at_another(
+    cluster: Cluster, number: signal.Signals
+) -> None:
+    """One URL was given. Held is held, the line keeps its order, nothing is granted twice."""
+    ttl = 6
+    order: list[int] = []
+
+    async def wait(client: dss.client.Client, n: int) -> None:
+        async with client.lock("gone", ttl=ttl, wait=None) as held:
+            order.append(held.token)
+            marks.append(n)
+
+    async def scenario() -> None:
+        async with connect(cluster.url("lock-1")) as holder, connect(cluster.url("lock-1")) as two:
+            async with holder.lock("gone", ttl=ttl, wait=10) as held:
+                waiting = []
+                for n in range(4):
+                    waiting.append(asyncio.create_task(wait((holder, two)[n % 2], n)))
+                    await asyncio.sleep(0.1)
+                name = node_of(cluster, holder)
+                assert node_of(cluster, two) == name  # both go to the leader
+                pid = await asyncio.to_thread(cluster.pid, name)
+                os.kill(pid, number)
+                try:
+                    until_s = clock_s() + 1.5 * ttl
+                    while clock_s() < until_s:  # its keepalives go elsewhere in time
+                        held.check()
+                        assert not order
+                        await asyncio.sleep(0.02)
+                finally:
+                    if number is signal.SIGSTOP:
+                        os.kill(pid, signal.SIGCONT)
+                order.append(held.token)
+            await asyncio.wait_for(asyncio.gather(*waiting), 20)
+            assert node_of(cluster, holder) != name
+
+    marks: list[int] = []
+    asyncio.run(scenario())
+    assert marks == [0, 1, 2, 3]
+    assert order == sorted(set(order))
+
+
+def test_wait_over_rolling_restarts__keeps_its_place(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if nodes waited at most two seconds: asked again and again, while all are restarted."""
+    monkeypatch.setattr("dss.client.waits.WAIT_MS_MAX", 2_000)
+    monkeypatch.setattr("dss.client.waits.ASK_AGAIN_S", 0.5)
+    order: list[int] = []
+
+    async def wait(client: dss.client.Client, n: int) -> None:
+        async with client.lock("rolling", ttl=30, wait=None):
+            order.append(n)
+
+    async def scenario() -> None:
+        async with connect(cluster.url("lock-1")) as one, connect(cluster.url("lock-2")) as two:
+            async with one.lock("rolling", ttl=30, wait=10) as held:
+                waiting = []
+                for n in range(6):
+                    waiting.append(asyncio.create_task(wait((one, two)[n % 2], n)))
+                    await asyncio.sleep(0.1)
+                for name in cluster.names("lock"):
+                    pid = await asyncio.to_thread(cluster.pid, name)
+                    os.kill(pid, signal.SIGTERM)
+                    await asyncio.sleep(2.5)
+                    await asyncio.to_thread(until, cluster.all_ready, "ready", 60)
+                held.check()
+                assert not order
+            await asyncio.wait_for(asyncio.gather(*waiting), 20)
+
+    asyncio.run(scenario())
+    assert order == list(range(6))
+
+
+def test_opposite_order__one_of_two_programs_is_told_the_cycle(cluster: Cluster) -> None:
+    done: list[str] = []
+
+    async def work(client: dss.client.Client, first: str, second: str) -> None:
+        async with client.lock(first, wait=30), client.lock("pause", shared=True):
+            await asyncio.sleep(0.3)
+            async with client.lock(second, wait=30):
+                done.append(first)
+
+    async def scenario() -> None:
+        async with connect(cluster.url("lock-1")) as one, connect(cluster.url("lock-3")) as two:
+            for other in (one, two):
+                began = time.monotonic()
+                results = await asyncio.gather(
+                    work(one, "dead/a", "dead/b"), work(other, "dead/b", "dead/a"),
+                    return_exceptions=True,
+                )  # fmt: skip
+                (error,) = [each for each in results if each is not None]
+                assert isinstance(error, DeadlockError), results
+                assert {step["name"] for step in error.cycle} == {"dead/a", "dead/b"}
+                assert time.monotonic() - began < 10
+
+    asyncio.run(scenario())
+    assert len(done) == 2
+
+
+def test_observers__are_told_each_leader_at_once_also_over_a_killed_node(cluster: Cluster) -> None:
+    seen: list[tuple[float, str | None]] = []
+
+    async def observe(client: dss.client.Client) -> None:
+        async for leader in client.election("observed").observe(every=60):
+            seen.append((time.monotonic(), leader and leader.name))
+
+    async def scenario() -> None:
+        async with (
+            connect(cluster.url("lock-1"), name="me") as me,
+            connect(cluster.url("lock-2"), name="watcher") as watcher,
+        ):
+            watching = asyncio.create_task(observe(watcher))
+            await asyncio.sleep(1)
+            delays = []
+            for _ in range(20):
+                async with me.election("observed", ttl=5):
+                    led = time.monotonic()
+                    await asyncio.sleep(0.05)
+                delays.append(next(at for at, name in reversed(seen) if name == "me") - led)
+            assert [name for _, name in seen[:5]] == [None, "me", None, "me", None]
+            assert sorted(delays)[10] < 0.05, delays
+            for name in cluster.names("lock")[:2]:
+                await asyncio.to_thread(cluster.kill, name)
+                await asyncio.to_thread(until, cluster.all_ready, "ready", 60)
+            async with me.election("observed", ttl=5):
+                led = time.monotonic()
+                while seen[-1][1] != "me":
+                    await asyncio.sleep(0.01)
+                    assert time.monotonic() < led + 10
+            watching.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_answers_lost_over_http__are_asked_for_by_key_and_nothing_happens_twice(
+    cluster: Cluster,
+) -> None:
+    """A proxy without WebSockets that drops every other answer to a write, or says 504."""
+    keys: dict[str, int] = {}
+    writes = 0
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        nonlocal writes
+        if request.path.endswith(":stream"):
+            return web.Response(status=400)
+        if request.path == "/v1/cluster":  # else the client would go around the proxy
+            return web.Response(status=404)
+        body = await request.read()
+        async with http.request(
+            request.method, yarl.URL(cluster.url("lock-2") + request.raw_path, encoded=True),
+            data=body, headers={k: v for k, v in request.headers.items() if k != "Host"},
+        ) as answer:  # fmt: skip
+            data = await answer.read()
+        if key := request.headers.get("Idempotency-Key"):
+            keys[key] = keys.get(key, 0) + 1
+            writes += 1
+            if keys[key] == 1:
+                if writes % 2:
+                    return web.json_response({"code": "indeterminate", "detail": "x"}, status=504)
+                assert request.transport is not None
+                request.transport.abort()
+        return web.Response(status=answer.status, body=data, content_type=answer.content_type)
+
+    async def scenario() -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", forward)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            async with connect(f"http://127.0.0.1:{runner.addresses[0][1]}") as client:
+                for n in range(4):
+                    async with client.lock("keyed", wait=5) as held:
+                        view = await asyncio.to_thread(
+                            request, "GET", f"{cluster.url('lock-1')}/v1/locks/keyed"
+                        )
+                        assert [each["token"] for each in view.body["holders"]] == [held.token]
+                    async with client.locks([f"k/{n}", "k/x"]), client.rwlock("k/rw").read() as rw:
+                        await rw.upgrade()
+        finally:
+            await runner.cleanup()
+        left = await asyncio.to_thread(request, "GET", f"{cluster.url('lock-1')}/v1/locks?prefix=k")
+        assert left.body["items"] == []
+
+    async def main() -> None:
+        nonlocal http
+        async with aiohttp.ClientSession() as http:
+            await scenario()
+
+    http: aiohttp.ClientSession
+    asyncio.run(main())
+    assert len(keys) > 20
+    assert all(count == 2 for count in keys.values()), keys
