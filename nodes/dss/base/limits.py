@@ -52,6 +52,16 @@ SNAPSHOT_EVERY_BYTES: Final = 32 * MIB
 """A group is snapshotted after this much log since its last snapshot."""
 BACKOFF_MS_MAX: Final = 60_000
 """How long a member may be asked not to campaign: it must come back if its asker does not."""
+SNAPSHOT_KEEP_MS: Final = 60_000
+"""A snapshot that is being sent stays, although there are newer ones, until nothing of it has
+arrived for so long: a follower that is only slow, or briefly away, goes on where it was."""
+TRANSFER_LOG_BYTES_MAX: Final = 128 * MIB
+"""Log kept in memory behind a snapshot that is being sent, so that its receiver needs no other one
+afterwards: four times what makes the next snapshot due."""
+SNAPSHOT_PIECE_ROWS: Final = 500
+"""Rows of a machine's state encoded in one go: about 0.5 ms."""
+SNAPSHOT_INLINE_ROWS: Final = 2_000
+"""A machine up to this size is encoded on the spot: less than applying would pause otherwise."""
 STORY_LINES_MAX: Final = 64
 """Recent role changes a core keeps, to be printed with a failure."""
 
@@ -143,6 +153,9 @@ LOCKS_TOGETHER_MAX: Final = 100
 """Locks acquired all or nothing by one request: its waiter stands in each one's line."""
 DEADLOCK_EDGES_MAX: Final = 10_000
 """Edges of the wait-for graph looked at for one wait: about 10 ms; beyond, time-outs decide."""
+DEADLOCK_EDGES_ENTRY_MAX: Final = 50_000
+"""Those of one log entry together, however many waits begin in it: nobody's requests may hold the
+others' up. What is not looked at then is looked at when its client asks again."""
 AGES_KEPT_MAX: Final = 64
 """Deadlock victims of one session whose place in the line is kept for their next try."""
 CONFIRM_MS_MAX: Final = 30_000

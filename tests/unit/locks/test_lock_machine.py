@@ -530,3 +530,17 @@ def test_check_invariants__notices_a_planted_second_holder():
     locks["a"].holders.update(locks["b"].holders)
     with pytest.raises(AssertionError):
         world.machine.check_invariants()
+
+
+def test_sessions_with_many_locks_end__few_of_them_in_one_entry():
+    world = World(sessions=10, ttl_ms=1_000)
+    for number in range(1, 11):
+        world.entry(*[Acquire(sid(number), f"{number}/{n}") for n in range(1_000)])
+    world.now_ms = 1_000
+    sizes = []
+    while world.machine.sessions:
+        before = world.machine.held
+        assert world.expire() == 1
+        sizes.append(before - world.machine.held)
+    assert sum(sizes) == 10_000
+    assert max(sizes) <= 3_000

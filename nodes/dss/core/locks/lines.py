@@ -33,7 +33,7 @@ from dss.core.locks.state import (
     place_of,
     rank,
 )
-from dss.core.locks.waits import find_deadlock, is_waited_for
+from dss.core.locks.waits import cost_of_asking, find_deadlock, is_waited_for
 from dss.core.machine import PENDING, Result, Wake
 
 NO_KEY: Final = ""
@@ -52,6 +52,7 @@ class LockLines(LockState):
         self._wakes: list[Wake] = []
         self._suspects: list[Waiter] = []
         self._asked: Waiter | None = None
+        self._edges_left = 0
         self.grants = 0
         self.releases = 0
         self.timeouts = 0
@@ -157,9 +158,10 @@ class LockLines(LockState):
         while lock.waiters:
             waiter = lock.waiters[0]
             if not self._ready(waiter):
-                if lock.mode != "exclusive":
+                if lock.mode != "exclusive" and lock.name in self._moved_up:
                     # It may wait for holders now whom nobody looked at while it stood further
-                    # back; or fewer permits may come back than it hoped for.
+                    # back. (One that stood first before waits for less than it did: a holder that
+                    # goes takes its own permits out of what is missing.)
                     self._suspects.append(waiter)
                 return
             session = self._sessions[waiter.session]
@@ -215,10 +217,12 @@ class LockLines(LockState):
         self._enter(waiter, session)
         self._schedule(waiter.deadline_ms, waiter)
         self._asked = waiter
-        if is_waited_for(self, waiter):
-            self._suspects.append(waiter)
-            # Whoever it passed waits for it from now on.
-            self._suspects += self._behind(waiter)
+        if self._edges_left > 0:
+            self._edges_left -= cost_of_asking(session)
+            if is_waited_for(self, waiter):
+                self._suspects.append(waiter)
+                # Whoever it passed waits for it from now on.
+                self._suspects += self._behind(waiter)
         for name in waiter.names:
             self.journal.note(
                 (
@@ -304,20 +308,23 @@ class LockLines(LockState):
                 for ticket, waiter in suspects.items()
                 if self._waiters.get(ticket) is waiter
             }
-            deadlocks = [
-                found
-                for waiter in suspects.values()
-                if (found := find_deadlock(self, waiter)) is not None
-            ]
+            deadlocks = []
+            for waiter in suspects.values():
+                if self._edges_left <= 0:
+                    break
+                found, looked = find_deadlock(self, waiter, self._edges_left)
+                self._edges_left -= looked
+                if found is not None:
+                    deadlocks.append(found)
             if not deadlocks:
                 return
             # One victim may not be enough for all that are in a cycle with it.
-            involved = {ticket: found for found in deadlocks for ticket in found.tickets}
+            involved = {ticket: each for each in deadlocks for ticket in each.tickets}
             suspects |= {ticket: self._waiters[ticket] for ticket in involved}
             ticket = max(involved)
-            found = involved[ticket]
+            cycle = involved[ticket].cycle(ticket)
             victim = self._waiters[ticket]
-            result = answers.deadlock(self, [self._waiters[each] for each in found.cycle(ticket)])
+            result = answers.deadlock(self, [self._waiters[each] for each in cycle])
             self.deadlocks += 1
             self._keep_age(victim)
             self._give_up(victim, result)

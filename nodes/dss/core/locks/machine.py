@@ -1,7 +1,8 @@
 """The lock group's state machine: sessions, locks, waiters, fencing tokens.
 
 What lives here: what each command does, as a deterministic function of the log (acquiring: in
-acquiring.py). What must not: HTTP, who may ask, anything that differs between nodes.
+acquiring.py; what ends waits and holds: in ending.py). What must not: HTTP, who may ask, anything
+that differs between nodes.
 
 The rules (docs/locks.md, docs/guarantees.md):
 
@@ -25,15 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heappop
-from typing import Any
+from typing import Any, Final
 
 from dss.base.limits import (
+    DEADLOCK_EDGES_ENTRY_MAX,
     EXPIRY_BATCH_MAX,
     EXPIRY_RETRY_MS,
     SESSIONS_MAX,
 )
 from dss.core.locks import answers, snapshots, views
-from dss.core.locks.acquiring import LockAcquiring
 from dss.core.locks.answers import OK, problem, session_expired
 from dss.core.locks.commands import (
     LOG_CODEC,
@@ -54,12 +55,16 @@ from dss.core.locks.commands import (
     Upgrade,
     Withdraw,
 )
-from dss.core.locks.history import BROKEN, ENDED, EXPIRED, RELEASED, UNCONFIRMED, Hold
-from dss.core.locks.state import Due, Lock, Session, Waiter
+from dss.core.locks.ending import LockEnding
+from dss.core.locks.history import ENDED, EXPIRED, RELEASED
+from dss.core.locks.state import Due, Session, Waiter
 from dss.core.machine import CommandCodec, Result, Wake
 
+HOLDS_PER_EXPIRY: Final = 4
+"""A session's end releases its locks: so many count as one of EXPIRY_BATCH_MAX."""
 
-class LockMachine(LockAcquiring):
+
+class LockMachine(LockEnding):
     """See the module. Implements core.machine.Machine.
 
     Attributes (plain ints, for metrics): `grants`, `releases`, `timeouts`, `expirations`,
@@ -99,11 +104,14 @@ class LockMachine(LockAcquiring):
         self._now_ms = log_ms
         handlers = self._handlers
         suspects = self._suspects
+        self._edges_left = DEADLOCK_EDGES_ENTRY_MAX
         results = []
         for position, command in enumerate(commands):
             results.append(handlers[type(command)](command, position))
             if suspects:
                 self._resolve()
+            if self._moved_up:
+                self._moved_up.clear()
         self.journal.trim()
         self.past.thin()
         return results
@@ -260,80 +268,6 @@ class LockMachine(LockAcquiring):
         self._confirmed(hold)
         return self._granted(hold, self._locks[hold.name], session)
 
-    # --- ends ---------------------------------------------------------------------------
-
-    def _cancel(self, command: Cancel, position: int) -> Result:
-        session = self._sessions.get(command.session)
-        if session is None:
-            return session_expired(command.session)
-        owner = command.owner or command.session
-        waiter = session.waits.get(owner, {}).get(command.name)
-        if waiter is None:
-            self._forget_age(session, owner, (command.name,))
-        if waiter is None or (command.before_ms and waiter.joined_ms > command.before_ms):
-            return 200, {"cancelled": False}
-        self._give_up(waiter, answers.cancelled(waiter.names))
-        return 200, {"cancelled": True}
-
-    def _withdraw(self, command: Withdraw, position: int) -> Result:
-        places = set(command.places)
-        found = [each for each in self._waiters.values() if (each.index, each.position) in places]
-        found.sort(key=lambda each: each.ticket)
-        for waiter in found:
-            if self._waiters.get(waiter.ticket) is waiter:  # not granted when another one left
-                self._keep_age(waiter)
-                self._give_up(waiter, answers.stopping(waiter.names))
-        return OK
-
-    def _break(self, command: Break, position: int) -> Result:
-        lock = self._locks.get(command.name)
-        if lock is None or not lock.holders:
-            return problem(404, "not_found", f'lock "{command.name}": nobody holds it')
-        how = f"{BROKEN} by {command.by or 'an administrator'}"
-        if command.reason:
-            how += f": {command.reason}"
-        broken = []
-        for hold in sorted(lock.holders.values(), key=lambda each: each.token):
-            label = self.label(hold.session, hold.owner)
-            held_ms = self._now_ms - hold.since_ms
-            broken.append({"holder": label, "token": hold.token, "held_ms": held_ms})
-            self._lose(hold, how)
-        self._settle(lock)
-        return 200, {"broken": broken}
-
-    def _lose(self, hold: Hold, how: str) -> Lock:
-        """Against its owner's will: whoever listens for the session is told."""
-        self.journal.lost((hold.session, hold.name, hold.token, hold.owner, how))
-        return self._take_back(hold, self._sessions[hold.session], how)
-
-    def _expire_waits(self, command: ExpireWaits, position: int) -> Result:
-        for ticket in command.tickets:
-            waiter = self._waiters.get(ticket)
-            if waiter is None or waiter.deadline_ms > self._now_ms:
-                continue
-            lock = self._held_up_at(waiter)
-            self.timeouts += 1
-            self._give_up(waiter, answers.lock_timeout(self, lock, waiter, self._now_ms))
-        return OK
-
-    def _held_up_at(self, waiter: Waiter) -> Lock:
-        """The lock that it would name: the first of its names that it could not have."""
-        me = (waiter.session, waiter.owner)
-        locks = [self._locks[name] for name in waiter.names]
-        for lock in locks:
-            line = lock.waiters
-            others = lock.holders and me not in lock.holders
-            if others or (line is not None and line[0] is not waiter):
-                return lock
-        return locks[0]
-
-    def _expire_grants(self, command: ExpireGrants, position: int) -> Result:
-        for token in command.tokens:
-            hold = self._unconfirmed.get(token)
-            if hold is not None and hold.confirm_by_ms <= self._now_ms:
-                self._settle(self._lose(hold, UNCONFIRMED))
-        return OK
-
     # --- time ---------------------------------------------------------------------------
 
     def next_due_ms(self) -> int | None:
@@ -353,7 +287,8 @@ class LockMachine(LockAcquiring):
         tickets: list[int] = []
         tokens: list[int] = []
         again: list[tuple[int, Due]] = []
-        while heap and heap[0][0] <= log_ms and len(again) < EXPIRY_BATCH_MAX:
+        room = EXPIRY_BATCH_MAX
+        while heap and heap[0][0] <= log_ms and room > 0:
             _, _, what = heappop(heap)
             when = self._when(what)
             if when is None:
@@ -363,7 +298,9 @@ class LockMachine(LockAcquiring):
                     self._push_due(when, what)
                 # A waiter whose deadline moved has a second entry, from when it moved.
                 continue
+            room -= 1
             if isinstance(what, Session):
+                room -= (len(what.holds) + what.wait_count) // HOLDS_PER_EXPIRY
                 sessions.append((what.id, what.renewals))
             elif isinstance(what, Waiter):
                 tickets.append(what.ticket)

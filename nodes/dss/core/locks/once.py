@@ -77,6 +77,7 @@ class LockOnce(LockLines):
         waiter.position = position
         waiter.joined_ms = self._now_ms
         self._asked = waiter
+        self._suspects.append(waiter)  # see DEADLOCK_EDGES_ENTRY_MAX
         return PENDING
 
     def _keyed(self, command: Keyed, position: int) -> Result:

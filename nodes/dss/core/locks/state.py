@@ -115,6 +115,8 @@ class LockState:
         # (when, ticket, what): derived from the state, cleaned lazily.
         self._due: list[tuple[int, int, Due]] = []
         self._due_ticket = 0
+        # Locks whose first in line has left in the command being applied, others behind it.
+        self._moved_up: dict[str, None] = {}
         self.held = 0
         self.past = History()
         self.keys = Keys()
@@ -182,7 +184,11 @@ class LockState:
             lock = self._locks[name]
             line = lock.waiters
             assert line is not None
-            del line[0 if line[0] is waiter else place_in(line, waiter)]
+            if line[0] is waiter:
+                del line[0]
+                self._moved_up[name] = None
+            else:
+                del line[place_in(line, waiter)]
             if not line:
                 lock.waiters = None
         mine = session.waits[waiter.owner]

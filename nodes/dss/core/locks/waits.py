@@ -19,10 +19,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from dss.base.limits import DEADLOCK_EDGES_MAX
 from dss.core.locks.history import Hold
-from dss.core.locks.state import Lock, LockState, Waiter, joins, place_in
+from dss.core.locks.state import Lock, LockState, Session, Waiter, joins, place_in
+
+HOLDS_PER_EDGE: Final = 8
+"""So many holds are looked through in the time of one edge."""
 
 Agent = tuple[str, str]
 Node = int | Agent
@@ -113,33 +117,51 @@ class Deadlock:
         return [path[0], *reversed(path[1:])]
 
 
-def find_deadlock(state: LockState, waiter: Waiter) -> Deadlock | None:
-    """What this wait is stuck in; None: nothing, or more than DEADLOCK_EDGES_MAX edges around."""
+def find_deadlock(state: LockState, waiter: Waiter, budget: int) -> tuple[Deadlock | None, int]:
+    """What this wait is stuck in, if anything, and how many edges were looked at.
+
+    Args:
+        budget: look at so many edges, DEADLOCK_EDGES_MAX at most; beyond, it counts as not stuck.
+    """
+    looked = cost_of_asking(state._sessions[waiter.session])
     if not is_waited_for(state, waiter):
-        return None
+        return None, looked
     start: Node = waiter.ticket
     edges: dict[Node, list[Node]] = {}
     choices: dict[Node, Blockers] = {}
     queue = deque([start])
-    budget = DEADLOCK_EDGES_MAX
+    most = min(budget, DEADLOCK_EDGES_MAX)
     closed = False
     while queue:
         node = queue.popleft()
         if node in edges:
             continue
+        if isinstance(node, int) and holders_before(state, state._waiters[node]) > most - looked:
+            return None, looked
         after = edges[node] = _edges_of(state, node, choices)
-        budget -= len(after)
-        if budget < 0:
-            return None
+        looked += 1 + len(after)
+        if looked > most:
+            return None, looked
         closed = closed or start in after
         queue.extend(after)
     if not closed:
-        return None
+        return None, looked
     stuck = _stuck(edges, choices) if choices else set(edges)
     if start not in stuck:
-        return None
+        return None, looked
     members = _around(start, edges, stuck)
-    return Deadlock(edges, members) if members else None
+    return (Deadlock(edges, members) if members else None), looked
+
+
+def cost_of_asking(session: Session) -> int:
+    """What `is_waited_for` costs, in edges looked at."""
+    return 1 + len(session.holds) // HOLDS_PER_EDGE
+
+
+def holders_before(state: LockState, waiter: Waiter) -> int:
+    """How many edges lead from it to holders: counted before they are listed."""
+    locks = [state._locks[name] for name in waiter.names]
+    return sum(len(lock.holders) for lock in locks if lock.waiters and lock.waiters[0] is waiter)
 
 
 def is_waited_for(state: LockState, waiter: Waiter) -> bool:
@@ -167,29 +189,28 @@ def _edges_of(state: LockState, node: Node, choices: dict[Node, Blockers]) -> li
 
 
 def _stuck(edges: dict[Node, list[Node]], choices: dict[Node, Blockers]) -> set[Node]:
-    """Everything, less what can move: repeated until nothing more can."""
+    """Everything, less what can move: each edge is looked at once."""
+    into: dict[Node, list[Node]] = {}
+    for node, ways in edges.items():
+        for after in ways:
+            into.setdefault(after, []).append(node)
+    needs = {node: choices[node].missing if node in choices else len(edges[node]) for node in edges}
+    gives = {
+        node: {(hold.session, hold.owner): hold.permits for hold in choice.holders}
+        for node, choice in choices.items()
+    }
     stuck = set(edges)
-    order = list(reversed(edges))
-    moved = True
-    while moved:
-        moved = False
-        for node in order:
-            if node in stuck and _can_move(node, edges, choices, stuck):
-                stuck.discard(node)
-                moved = True
+    moves = [node for node, need in needs.items() if need <= 0]
+    while moves:
+        node = moves.pop()
+        if node not in stuck:
+            continue
+        stuck.discard(node)
+        for before in into.get(node, ()):
+            needs[before] -= gives[before][node] if before in gives else 1  # type: ignore[index]
+            if needs[before] <= 0:
+                moves.append(before)
     return stuck
-
-
-def _can_move(
-    node: Node, edges: dict[Node, list[Node]], choices: dict[Node, Blockers], stuck: set[Node]
-) -> bool:
-    choice = choices.get(node)
-    if choice is None:
-        return not any(after in stuck for after in edges[node])
-    if any(after in stuck for after in choice.nodes):
-        return False
-    free = [hold for hold in choice.holders if (hold.session, hold.owner) not in stuck]
-    return sum(hold.permits for hold in free) >= choice.missing
 
 
 def _around(start: Node, edges: dict[Node, list[Node]], stuck: set[Node]) -> dict[Node, None]:
