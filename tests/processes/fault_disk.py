@@ -110,9 +110,15 @@ def start_empty(cluster: FaultCluster, name: str) -> None:
 def replace(cluster: FaultCluster, name: str) -> None:
     """`dss members replace`: a learner, then a voter of both groups."""
     words = ("members", "replace", name, "--json", "--endpoints", cluster.endpoints())
-    done = dss(*words, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr + cluster.report()
-    groups = json.loads(done.stdout)["groups"]
+
+    def done() -> str | None:
+        run = dss(*words, timeout=60)
+        if "does not answer" in run.stderr:  # its links are not up yet: they redial every second
+            return None
+        assert run.returncode == 0, run.stdout + run.stderr + cluster.report()
+        return str(run.stdout)
+
+    groups = json.loads(cluster.until(done, f"{name} is let in again", 10))["groups"]
     roles = {m["node_id"]: m["role"] for group in groups for m in group["members"]}
     assert roles[name] == "voter", groups
     cluster.until(cluster.all_ready, "every node is ready", 30)

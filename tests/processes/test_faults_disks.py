@@ -24,9 +24,9 @@ SMALL_DISK_MIB = 64
 """Two log segments of 16 MiB, snapshots, and some."""
 
 
-@pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
-    yield from started(tmp_path_factory.mktemp("faults"), 3)
+@pytest.fixture
+def trio(tmp_path: Path) -> Iterator[FaultCluster]:
+    yield from started(tmp_path, 3)
 
 
 @pytest.fixture

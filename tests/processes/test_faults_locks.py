@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fault_cluster import FaultCluster
@@ -15,9 +16,9 @@ from fault_proxy import HOLD
 from fault_scene import scene, started
 
 
-@pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
-    yield from started(tmp_path_factory.mktemp("faults"), 3)
+@pytest.fixture
+def trio(tmp_path: Path) -> Iterator[FaultCluster]:
+    yield from started(tmp_path, 3)
 
 
 def test_leader_killed_and_leader_stopped__history_is_linearizable_and_nothing_lost(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fault_cluster import FaultCluster
@@ -14,14 +15,14 @@ from fault_scene import scene, started
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
-    yield from started(tmp_path_factory.mktemp("faults"), 3)
+@pytest.fixture
+def trio(tmp_path: Path) -> Iterator[FaultCluster]:
+    yield from started(tmp_path, 3)
 
 
-@pytest.fixture(scope="module")
-def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
-    yield from started(tmp_path_factory.mktemp("faults"), 5)
+@pytest.fixture
+def five(tmp_path: Path) -> Iterator[FaultCluster]:
+    yield from started(tmp_path, 5)
 
 
 def test_leaders_killed_one_after_the_other__nothing_lost(five: FaultCluster) -> None:
