@@ -103,16 +103,19 @@ class Snapshotting:
         """Free WAL segments and snapshot files that nothing needs, at a quiet moment."""
         self._engine.wal.reclaim()
         self.take_pinned()
-        for gid in self._engine.groups:
+        for gid, group in self._engine.groups.items():
             # Only behind a mark that is durable: recovery may still ask for the older file.
             keep_index = self._engine.wal.durable_snapshot(gid)
+            in_transfer = group.raft.snapshot_in_transfer
+            if in_transfer is not None:
+                keep_index = min(keep_index, in_transfer)
             if keep_index:
                 self._store.prune(gid, keep_index)
 
     def send_chunk(self, group: Group, effect: fx.SendSnapshot) -> None:
         meta = self._store.meta(group.gid, effect.index)
         if meta is None:
-            return  # replaced by a newer one: the core asks again with its index
+            return  # given up and pruned since: the core goes on with the newest one
         data, size = self._store.read(
             group.gid, effect.index, effect.offset, limits.SNAPSHOT_CHUNK_BYTES
         )
@@ -128,16 +131,15 @@ class Snapshotting:
                 size,
                 effect.offset,
                 data,
+                self._store.checksum(group.gid, effect.index),
             ),
         )
 
     def store_chunk(self, group: Group, effect: fx.StoreChunk) -> None:
         chunk = effect.chunk
         receiver = group.receiver
-        if receiver is None or (receiver.index, receiver.term) != (
-            chunk.index,
-            chunk.snapshot_term,
-        ):
+        identity = (chunk.index, chunk.snapshot_term, chunk.size, chunk.checksum)
+        if receiver is None or receiver.identity != identity:
             if receiver is not None:
                 receiver.abandon()
             receiver = group.receiver = self._store.begin_receive(
@@ -147,6 +149,7 @@ class Snapshotting:
                 chunk.log_ms,
                 chunk.configuration,
                 chunk.size,
+                chunk.checksum,
             )
         if chunk.offset == receiver.received:
             receiver.write_chunk(chunk.offset, chunk.data)

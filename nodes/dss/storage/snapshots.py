@@ -54,6 +54,7 @@ class _Layout(msgspec.Struct, frozen=True):
     start: int
     seed: int
     sums: tuple[int, ...]
+    checksum: int
 
 
 _decode_meta = msgspec.msgpack.Decoder(SnapshotMeta)
@@ -67,13 +68,14 @@ class SnapshotReceiver:
     """A snapshot that comes in pieces, in order, into a temporary file.
 
     Attributes:
-        index, term: the snapshot's position in the log.
+        identity: (index, term, size, checksum) as announced: only pieces of the same go together.
         received: how many bytes are held: the next offset wanted.
     """
 
-    def __init__(self, store: SnapshotStore, meta: SnapshotMeta, tmp: str) -> None:
-        self.index = meta.index
-        self.term = meta.term
+    def __init__(
+        self, store: SnapshotStore, meta: SnapshotMeta, tmp: str, checksum: int = 0
+    ) -> None:
+        self.identity = (meta.index, meta.term, meta.size, checksum)
         self.received = 0
         self._store = store
         self._meta = meta
@@ -182,12 +184,13 @@ class SnapshotStore:
         log_ms: int,
         configuration: Configuration,
         size: int,
+        checksum: int = 0,
     ) -> SnapshotReceiver:
         """Begin a snapshot of `size` bytes that comes in chunks; one at a time per group."""
         if not 0 <= size <= limits.SNAPSHOT_BYTES_MAX:
             raise Invalid(_too_large(size))
         meta = SnapshotMeta(group, index, term, log_ms, configuration, size)
-        return SnapshotReceiver(self, meta, f"receive-{group}.tmp")
+        return SnapshotReceiver(self, meta, f"receive-{group}.tmp", checksum)
 
     def adopt(self, tmp: str, meta: SnapshotMeta) -> None:
         """Give the synced file `tmp` its final name. A whole snapshot there before stays."""
@@ -223,6 +226,14 @@ class SnapshotStore:
     def meta(self, group: int, index: int) -> SnapshotMeta | None:
         """The snapshot of `group` at `index`; None when it is not there (any more)."""
         return self._layout(group, index).meta if index in self._indexes(group) else None
+
+    def checksum(self, group: int, index: int) -> int:
+        """Of the whole snapshot at `index`: other bytes, or the same of another index, differ.
+
+        Raises:
+            CorruptData: damaged or missing.
+        """
+        return self._layout(group, index).checksum
 
     def load(self, group: int, index: int) -> bytes:
         """The whole data.
@@ -323,7 +334,8 @@ class SnapshotStore:
             seed, sums
         ):
             self._refuse(group, name, start + meta.size, "its block table is damaged")
-        return _Layout(meta, start, seed, struct.unpack(f"<{blocks}I", sums))
+        checksum = extend_crc(seed, sums)
+        return _Layout(meta, start, seed, struct.unpack(f"<{blocks}I", sums), checksum)
 
     def _refuse(self, group: int, name: str, offset: int, what: str) -> NoReturn:
         raise CorruptData(

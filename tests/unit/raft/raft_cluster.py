@@ -66,6 +66,7 @@ class Node:
         self.log: list[msg.Entry] = entries_of(terms)
         self.snapshot: SnapshotMeta | None = None
         self.snapshot_data = b""
+        self.older: dict[int, tuple[SnapshotMeta, bytes, msg.Configuration]] = {}
         self.chunks: tuple[int, bytes] = (0, b"")
         # volatile
         self.unsynced: list[Callable[[], None]] = []
@@ -183,6 +184,12 @@ class Node:
         self.cluster.settle_local()  # the core must know what the machine has applied
         raft = self.raft
         index = raft.applied_index
+        if self.snapshot is not None:
+            self.older[self.snapshot.index] = (
+                self.snapshot,
+                self.snapshot_data,
+                self.configuration,
+            )
         meta = SnapshotMeta(index, raft.log.term_at(index) or 0, raft.log.log_ms_at(index), 0)
         self.snapshot_data = b"|".join(self.machine) or b"|"
         meta = msgspec.structs.replace(meta, size=len(self.snapshot_data))
@@ -190,19 +197,26 @@ class Node:
         self.configuration = self.applied_configuration
         self.step(fx.SnapshotTaken(meta.index, meta.term, meta.log_ms, meta.size))
         self.log = [e for e in self.log if e.index > raft.log.base_index]
+        self.prune()
+
+    def prune(self) -> None:
+        """Older snapshots stay only as long as the core wants one."""
+        keep = self.raft.snapshot_in_transfer
+        self.older = {i: s for i, s in self.older.items() if keep is not None and i >= keep}
 
     def send_chunk(self, effect: fx.SendSnapshot) -> None:
-        meta = self.snapshot
+        meta, whole, configuration = self.snapshot, self.snapshot_data, self.configuration
         assert meta is not None
-        assert meta.index == effect.index
-        data = self.snapshot_data[effect.offset : effect.offset + CHUNK_BYTES]
+        if meta.index != effect.index:
+            meta, whole, configuration = self.older[effect.index]  # what is sent is still there
+        data = whole[effect.offset : effect.offset + CHUNK_BYTES]
         chunk = msg.SnapshotChunk(
             GROUP,
             effect.term,
             meta.index,
             meta.term,
             meta.log_ms,
-            self.configuration,
+            configuration,
             meta.size,
             effect.offset,
             data,

@@ -169,9 +169,9 @@ def test_transfer_to_a_stranger_or_oneself__changes_nothing():
 # --- snapshots ----------------------------------------------------------------------------
 
 
-def behind_a_snapshot(**settings: object) -> tuple[Cluster, Node, Node]:
+def behind_a_snapshot(log_tail_entries: int = 2, **settings: object) -> tuple[Cluster, Node, Node]:
     """n3 is cut off while n1 and n2 go on, take snapshots and drop their log."""
-    cluster, leader = elected(log_tail_entries=2, **settings)
+    cluster, leader = elected(log_tail_entries=log_tail_entries, **settings)
     cluster.isolate("n3")
     for i in range(20):
         leader.step(fx.Propose(i, b"value-%d" % i))
@@ -247,7 +247,7 @@ def test_repeated_chunk_answer__does_not_double_the_stream():
     assert [e.offset for e in of(leader.effects, fx.SendSnapshot)] == [CHUNK_BYTES]
 
 
-def test_newer_snapshot_while_sending__starts_again_with_it():
+def test_newer_snapshot_while_sending__the_one_under_way_is_finished():
     cluster, leader, behind = behind_a_snapshot()
     while not of(leader.effects, fx.SendSnapshot):
         cluster.tick(10)
@@ -257,11 +257,75 @@ def test_newer_snapshot_while_sending__starts_again_with_it():
     leader.step(fx.Propose(70, b"x"))
     cluster.settle()
     leader.take_snapshot()
+    assert leader.raft.log.base_index <= 21  # what follows the one that is sent
     cluster.heal()
     cluster.run(1_500)
     sent = of(leader.effects, fx.SendSnapshot)
-    assert (sent[0].index, sent[0].offset) == (21, 0)
-    assert (22, 0) in [(e.index, e.offset) for e in sent]
+    assert {e.index for e in sent} == {21}
+    assert behind.machine == leader.machine
+
+
+def test_snapshots_come_faster_than_a_transfer__the_follower_catches_up_with_the_first_one():
+    cluster, leader, behind = behind_a_snapshot(log_tail_entries=0)
+    taken = 0
+    for ref in range(100, 300):
+        cluster.tick(10)
+        if behind.machine and behind.machine[: len(leader.machine)] == leader.machine:
+            break
+        # Before every step of the transfer there is a newer snapshot.
+        leader.step(fx.Propose(ref, b"w%d" % ref))
+        for _ in range(len(cluster.wire)):
+            cluster.deliver(*cluster.wire.pop(0))
+        leader.take_snapshot()
+        taken += 1
+    cluster.run(100)
+    sent = of(leader.effects, fx.SendSnapshot)
+    assert taken > 3
+    assert {e.index for e in sent} == {21}
+    assert [e.offset for e in sent] == sorted(e.offset for e in sent)
+    assert behind.machine == leader.machine
+    assert leader.raft.snapshot_in_transfer is None
+    leader.take_snapshot()
+    assert leader.older == {}
+
+
+def test_receiver_is_away_for_long__what_was_kept_for_it_goes_and_it_gets_the_newest():
+    cluster, leader, behind = behind_a_snapshot(log_tail_entries=0, snapshot_keep_ms=2_000)
+    while not of(leader.effects, fx.SendSnapshot):
+        cluster.tick(10)
+        if cluster.wire:
+            cluster.deliver(*cluster.wire.pop(0))
+    cluster.isolate("n3")
+    cluster.run(3_000)
+    assert leader.raft.snapshot_in_transfer is None
+    leader.step(fx.Propose(70, b"x"))
+    cluster.settle()
+    leader.take_snapshot()
+    assert leader.raft.log.base_index == 22
+    assert leader.older == {}
+    cluster.heal()
+    cluster.run(2_000)
+    assert of(leader.effects, fx.SendSnapshot)[-1].index == 22
+    assert behind.machine == leader.machine
+
+
+def test_more_is_written_than_is_kept__another_snapshot_follows_the_first():
+    cluster, leader, behind = behind_a_snapshot(log_tail_entries=0, transfer_log_bytes_max=100)
+    while not of(leader.effects, fx.SendSnapshot):
+        cluster.tick(10)
+        if cluster.wire:
+            cluster.deliver(*cluster.wire.pop(0))
+    held, cluster.wire = cluster.wire, []
+    for ref in range(100, 110):
+        leader.step(fx.Propose(ref, b"much"))
+        cluster.settle()
+    leader.take_snapshot()
+    assert leader.raft.log.base_index == 31
+    cluster.wire += held
+    cluster.run(1_000)
+    indexes = [e.index for e in of(leader.effects, fx.SendSnapshot)]
+    assert indexes == sorted(indexes)
+    assert set(indexes) == {21, 31}
     assert behind.machine == leader.machine
 
 

@@ -203,11 +203,19 @@ class RaftLog:
         del self._bytes[keep:]
         self.last_index = self.base_index + len(self._entries)
 
-    def compact(self, snapshot: SnapshotMeta, tail_entries: int) -> None:
-        """Note a newer snapshot; drop what precedes it, except a tail for slow followers."""
+    def compact(
+        self, snapshot: SnapshotMeta, tail_entries: int, keep_after: int | None = None
+    ) -> None:
+        """Note a newer snapshot; drop what precedes it, except a tail for slow followers.
+
+        Nothing after `keep_after` is dropped.
+        """
         assert self.term_at(snapshot.index) == snapshot.term, "snapshot of another history"
         self.snapshot = snapshot
-        base = max(self.base_index, snapshot.index - tail_entries)
+        base = snapshot.index - tail_entries
+        if keep_after is not None:
+            base = min(base, keep_after)
+        base = max(base, self.base_index)
         drop = base - self.base_index
         if drop:
             last = self._entries[drop - 1]

@@ -120,7 +120,11 @@ It belongs to no group; a version that does not know it ignores it."""
 
 
 class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """A piece of a snapshot at `index`/`snapshot_term`; `size` is the whole length in bytes."""
+    """A piece of a snapshot at `index`/`snapshot_term`; `size` is the whole length in bytes.
+
+    `checksum` is of the whole: pieces of two encodings of one state never come together. 0: the
+    sender's version does not tell.
+    """
 
     group: int
     term: int
@@ -131,6 +135,7 @@ class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=Fals
     size: int
     offset: int
     data: bytes
+    checksum: int = 0
 
 
 class SnapshotResponse(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):

@@ -23,6 +23,7 @@ class Progress:
     whether it ever did in this term; `read_context` is the last ReadIndex round it confirmed;
     `stuck_at` is the match seen at the last heartbeat response. `round_target` and
     `round_began_ms` are a learner's catch-up round: what it must have, and since when (§4.2.1).
+    `snapshot_moved_ms` is when a piece of the snapshot last arrived, or its first one left.
     """
 
     __slots__ = (
@@ -37,8 +38,10 @@ class Progress:
         "round_began_ms",
         "round_target",
         "snapshot_index",
+        "snapshot_moved_ms",
         "snapshot_offset",
         "snapshot_sent_ms",
+        "snapshot_size",
         "state",
         "stuck_at",
         "waiting",
@@ -57,9 +60,9 @@ class Progress:
         self.stuck_at = -1
         self.inflight: deque[tuple[int, int]] = deque()
         self.inflight_bytes = 0
-        self.snapshot_index = 0
+        self.snapshot_index = self.snapshot_size = 0
         self.snapshot_offset = 0
-        self.snapshot_sent_ms = 0
+        self.snapshot_sent_ms = self.snapshot_moved_ms = 0
 
     def answered(self, now_ms: int) -> None:
         """Any answer from it, whatever it says."""
@@ -89,12 +92,13 @@ class Progress:
         self.next = self.match + 1
         self._clear_window()
 
-    def become_snapshot(self, index: int, now_ms: int) -> None:
+    def become_snapshot(self, index: int, size: int, now_ms: int) -> None:
         """It needs entries that are compacted: send the snapshot at `index` from its start."""
         self.state = SNAPSHOT
         self.waiting = False
         self._clear_window()
-        self.snapshot_index = index
+        self.snapshot_index, self.snapshot_size = index, size
+        self.snapshot_moved_ms = now_ms
         self.snapshot_sent(0, now_ms)
 
     def snapshot_sent(self, offset: int, now_ms: int) -> None:

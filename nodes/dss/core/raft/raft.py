@@ -89,6 +89,22 @@ class Raft(Following):
             return self._leading.heartbeat_due_ms
         return self._election_ms if self.role != LEARNER else NEVER_MS
 
+    @property
+    def snapshot_in_transfer(self) -> int | None:
+        """The oldest snapshot that this leader is sending: its file must stay until it is there."""
+        return self._leading.snapshot_in_transfer() if self._leading is not None else None
+
+    def may_wait(self, peer: str, message: msg.RaftMessage) -> bool:
+        """Whether a received message can come with the next step, whenever that is: nobody waits
+        for what follows from it. As a rule the acknowledgement beyond the quorum's."""
+        leading = self._leading
+        return (
+            leading is not None
+            and type(message) is msg.AppendResponse
+            and message.term == self.term
+            and leading.is_late(peer, message)
+        )
+
     def status(self) -> dict[str, Any]:
         """JSON-able; the `groups` item of GET /v1/raft/status."""
         return {
@@ -258,8 +274,16 @@ class Raft(Following):
         snapshot = self.log.snapshot
         if snapshot is None or event.index > snapshot.index:
             meta = SnapshotMeta(event.index, event.term, event.log_ms, event.size)
-            self.log.compact(meta, self.settings.log_tail_entries)
+            self.log.compact(meta, self.settings.log_tail_entries, self._needed_by_transfers())
             self.membership.compact(event.index)
+
+    def _needed_by_transfers(self) -> int | None:
+        """After which index entries stay for followers that are being sent a snapshot."""
+        index = self.snapshot_in_transfer
+        if index is None or index < self.log.base_index:
+            return None
+        held = self.log.bytes_between(index, self.log.last_index)
+        return index if held <= self.settings.transfer_log_bytes_max else None
 
     # --- for the leader's half -------------------------------------------------------------
 

@@ -74,6 +74,19 @@ class Replication:
             elif progress.state == PROBE and not progress.waiting:
                 self._probe(progress, shared, written)
 
+    def is_late(self, peer: str, response: msg.AppendResponse) -> bool:
+        """An acknowledgement of what is committed, with nothing to send next or to decide."""
+        progress = self.peers.get(peer)
+        return (
+            progress is not None
+            and response.ok
+            and response.index <= self._raft.commit_index
+            and progress.state == REPLICATE
+            and progress.next > self._log.last_index
+            and self.transfer_target is None
+            and not self._raft.membership.learners
+        )
+
     def _say_goodbye(self) -> None:
         """The last that removed members hear, if it arrives: that they were, and that for certain.
 
@@ -148,8 +161,11 @@ class Replication:
         if progress.state == PROBE:
             if response.index == progress.match:
                 progress.become_replicate()
-        elif progress.state == SNAPSHOT and progress.match >= self._log.base_index:
-            progress.become_replicate()
+        elif progress.state == SNAPSHOT:
+            if progress.match >= self._log.base_index:
+                progress.become_replicate()
+            elif progress.match >= progress.snapshot_index:
+                self._begin_snapshot(progress)  # so much was written meanwhile: another one
         if progress.next <= last_index:
             self._send_dirty = True
         if peer == self.transfer_target and progress.match == last_index:
@@ -169,33 +185,53 @@ class Replication:
     def _begin_snapshot(self, progress: Progress) -> None:
         snapshot = self._log.snapshot
         assert snapshot is not None, "a compacted log has a snapshot"
-        progress.become_snapshot(snapshot.index, self._raft.now_ms)
+        progress.become_snapshot(snapshot.index, snapshot.size, self._raft.now_ms)
         self._send_chunk(progress, 0)
 
+    def _is_moving(self, progress: Progress) -> bool:
+        """Whether the snapshot that it is being sent is kept for it."""
+        silence_ms = self._raft.now_ms - progress.snapshot_moved_ms
+        return silence_ms <= self._settings.snapshot_keep_ms
+
+    def snapshot_in_transfer(self) -> int | None:
+        """The oldest snapshot that is being sent to somebody, and must stay until it is there.
+
+        Otherwise a follower whose transfer takes longer than the next snapshot is away would never
+        finish one.
+        """
+        return min(
+            (
+                progress.snapshot_index
+                for progress in self.peers.values()
+                if progress.state == SNAPSHOT and self._is_moving(progress)
+            ),
+            default=None,
+        )
+
     def _send_chunk(self, progress: Progress, offset: int) -> None:
-        """The chunk at `offset`; from the start when a newer snapshot has replaced it."""
+        """The chunk at `offset`; of the newest one from its start if this one is kept no more."""
         raft, snapshot = self._raft, self._log.snapshot
         assert snapshot is not None, "a compacted log has a snapshot"
-        if snapshot.index != progress.snapshot_index:
-            progress.become_snapshot(snapshot.index, raft.now_ms)
+        if snapshot.index != progress.snapshot_index and not self._is_moving(progress):
+            progress.become_snapshot(snapshot.index, snapshot.size, raft.now_ms)
             offset = 0
         progress.snapshot_sent(offset, raft.now_ms)
-        raft.emit(fx.SendSnapshot(progress.node_id, raft.term, snapshot.index, offset))
+        raft.emit(fx.SendSnapshot(progress.node_id, raft.term, progress.snapshot_index, offset))
 
     def on_snapshot_response(self, peer: str, response: msg.SnapshotResponse) -> None:
         progress = self.peers.get(peer)
         if progress is None:
             return
         progress.answered(self._raft.now_ms)
-        snapshot = self._log.snapshot
         if (
             progress.state == SNAPSHOT
-            and snapshot is not None
             and response.index == progress.snapshot_index
             and response.offset != progress.snapshot_offset  # else: a repeated answer
-            and 0 <= response.offset < snapshot.size
+            and 0 <= response.offset < progress.snapshot_size
         ):
+            # In this order: what was given up before this answer came is gone.
             self._send_chunk(progress, response.offset)
+            progress.snapshot_moved_ms = self._raft.now_ms
 
     def on_link_changed(self, event: fx.LinkChanged) -> None:
         progress = self.peers.get(event.peer)
