@@ -66,8 +66,6 @@ class Calls:
             try:
                 status, body = await self._once(op, args, unwanted)
             except Unavailable:
-                if self._stream.closed:
-                    raise
                 self._http_until_s = monotonic() + HTTP_S
                 return None
             except Indeterminate:

@@ -11,19 +11,20 @@ What must not live here: anything but putting the parts together.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import aiohttp
 
+from dss.base.errors import DssError
 from dss.base.limits import SESSION_TTL_MS_DEFAULT
 from dss.client.caches import Cache
 from dss.client.calls import Calls
+from dss.client.checks import check_names, check_permits, check_priority, check_ttl, check_wait
 from dss.client.election import Election
 from dss.client.events import LockNews
 from dss.client.handles import LockHandle, RwLock
@@ -103,7 +104,7 @@ class Client:
         owner: str = "",
     ) -> LockHandle:
         """All of these locks, or none: `held.tokens` by name. Their order does not matter."""
-        args = {"locks": list(names)}
+        args = {"locks": list(check_names(names))}
         want = _want("acquire_many", tuple(names), args, ttl, wait, priority, session)
         return LockHandle(self._locks, want, owner)
 
@@ -135,6 +136,7 @@ class Client:
         owner: str = "",
     ) -> LockHandle:
         """`permits` of `limit`, which all who use it must name alike (409 `limit_mismatch`)."""
+        check_permits(permits, limit)
         args = {"name": name, "mode": "semaphore", "limit": limit, "permits": permits}
         want = _want("acquire", (name,), args, ttl, wait, priority, session)
         return LockHandle(self._locks, replace(want, mode="semaphore"), owner)
@@ -149,7 +151,7 @@ class Client:
     @asynccontextmanager
     async def session(self, ttl: float = DEFAULT_TTL_S) -> AsyncIterator[Session]:
         """A session of one's own, kept alive inside the block and ended after it."""
-        session = await self._locks.open_session(round(ttl * 1_000))
+        session = await self._locks.open_session(check_ttl(ttl))
         try:
             yield session
         finally:
@@ -160,41 +162,67 @@ class Client:
         return Queue(self._queues, self._requests, name)
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     endpoints: str | Sequence[str] | None = None,
     *,
     token: str | None = None,
     name: str = "",
     headers: Mapping[str, str] | None = None,
-) -> AsyncIterator[Client]:
+) -> Connection:
     """A client for the cluster behind `endpoints`; nodes may start later than it.
 
+        async with connect("http://127.0.0.1:8001", name="worker-7") as client: ...
+
     Args:
-        endpoints: base URLs of any nodes, or of an ingress; comma-separated or a sequence.
-            Default: DSS_ENDPOINTS, else the local ports.
+        endpoints: base URLs of any nodes, or of an ingress; comma-separated or a sequence. One is
+            enough: it tells of the others. Default: DSS_ENDPOINTS, else the local ports.
         token: bearer token; default: DSS_TOKEN.
         name: what people see in messages about this client's sessions.
         headers: sent with every request; for an ingress that wants a certain Host.
     """
-    token = token or os.environ.get("DSS_TOKEN") or None
     sent = dict(headers or {})
+    token = token or os.environ.get("DSS_TOKEN") or None
     if token:
         sent["Authorization"] = f"Bearer {token}"
-    # No limit: each request is bounded by its own time, and waits must not block others.
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=sent, connector=connector) as http:
-        nodes = Nodes(http, endpoints_of(endpoints))
-        requests = Requests(http, nodes)
-        stream = LockStream(nodes.locks, http=http, on_push=lambda _, body: locks.pushed(body))
-        locks = Locks(LockCalls(stream, requests), partial(LockNews, http, nodes), name)
-        client = Client(http, nodes, requests, locks)
-        try:
-            yield client
-        finally:
-            await client.close()
-            await locks.close()
-            await stream.close()
+    return Connection(endpoints_of(endpoints), sent, name)
+
+
+class Connection:
+    """What `connect` gives: `async with` connects, and disconnects at the end."""
+
+    def __init__(self, endpoints: Sequence[str], headers: dict[str, str], name: str) -> None:
+        self._endpoints = endpoints
+        self._headers = headers
+        self._name = name
+        self._stack: AsyncExitStack | None = None
+
+    async def __aenter__(self) -> Client:
+        if self._stack is not None:
+            raise DssError("this connection is in use: call connect() for another one")
+        async with AsyncExitStack() as stack:
+            # No limit: each request is bounded by its own time, and waits must not block others.
+            connector = aiohttp.TCPConnector(limit=0)
+            http = aiohttp.ClientSession(headers=self._headers, connector=connector)
+            await stack.enter_async_context(http)
+            nodes = Nodes(http, self._endpoints)
+            requests = Requests(http, nodes)
+            stream = LockStream(nodes.locks, http=http, on_push=lambda _, body: locks.pushed(body))
+            locks = Locks(LockCalls(stream, requests), partial(LockNews, http, nodes), self._name)
+            client = Client(http, nodes, requests, locks)
+            for close in (stream.close, locks.close, client.close):
+                stack.push_async_callback(close)
+            self._stack = stack.pop_all()
+        return client
+
+    async def __aexit__(self, *error: object) -> None:
+        stack, self._stack = self._stack, None
+        assert stack is not None, "left without being entered"
+        await stack.aclose()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"not connected yet, so there is no {name!r}: async with connect(…) as client"
+        )
 
 
 def _want(
@@ -206,7 +234,8 @@ def _want(
     priority: int,
     session: Session | None,
 ) -> Want:
+    check_names(names)
+    check_priority(priority)
     if priority:
         args["priority"] = priority
-    wait_s = math.inf if wait is None else wait
-    return Want(op, names, args, ttl_ms=round(ttl * 1_000), own=session, wait_s=wait_s)
+    return Want(op, names, args, ttl_ms=check_ttl(ttl), own=session, wait_s=check_wait(wait))

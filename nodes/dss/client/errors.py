@@ -41,6 +41,17 @@ _BY_STATUS: Final[dict[int, type[DssError]]] = {
 _PROBLEM_MEMBERS: Final = ("type", "title", "status", "detail", "code", "message", "retry_after_ms")
 
 
+class Closed(DssError):
+    """The client is not connected any more: nothing was sent."""
+
+    code = "client_closed"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message or "the client is closed: use it inside its `with connect(…) as client` block"
+        )
+
+
 class LockTimeout(Conflict):
     """Busy for all of `wait`; the message says who has it and where one stood in line."""
 

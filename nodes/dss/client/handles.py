@@ -29,6 +29,11 @@ class LockHandle:
         self._held: Held | None = None
         self._waiting = False
 
+    def __repr__(self) -> str:
+        names = ", ".join(f'"{name}"' for name in self._want.names)
+        state = "waiting" if self._waiting else "free" if self._held is None else repr(self._held)
+        return f"<LockHandle {names} {self._want.mode}, {state}>"
+
     async def acquire(self) -> Held:
         """Without `async with`: give it back with `release`, from any task.
 

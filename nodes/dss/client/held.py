@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dss.base.errors import Conflict
+from dss.client.checks import check_wait
 from dss.client.lock_calls import clock_s
 from dss.client.sessions import Session
 
@@ -50,6 +51,11 @@ class Held:
         self._lost = asyncio.Event()
         self._reason = ""
         self._watch()
+
+    def __repr__(self) -> str:
+        names = ", ".join(f'"{name}"' for name in self.tokens)
+        safe = f"safe for {self.safe_until - clock_s():.1f} s" if self.is_safe else "not safe"
+        return f"<Held {names} {self.mode}, token {self.token}, {safe}>"
 
     def _watch(self) -> None:
         if self.session.lost:
@@ -106,7 +112,7 @@ class Held:
         Raises:
             Conflict: `deadlock` when another reader upgrades already, `lock_timeout`.
         """
-        return await self._locks.change(self, "upgrade", wait)
+        return await self._locks.change(self, "upgrade", check_wait(wait))
 
     async def downgrade(self) -> None:
         """An exclusive hold becomes shared; readers come in. The token stays."""

@@ -59,6 +59,10 @@ class Session:
         self._missing: set[tuple[str, int]] = set()
         self._task = asyncio.create_task(self._keep_alive(), name=f"dss-keepalive-{ttl_ms}")
 
+    def __repr__(self) -> str:
+        state = "lost" if self.lost else f"ttl {self.ttl_ms / 1_000:g} s"
+        return f"<Session {self.id[:8]}…, {state}>"  # whoever knows all of the id may use it
+
     @property
     def is_safe(self) -> bool:
         """What it holds is certainly still held."""

@@ -22,7 +22,7 @@ from dss.base.limits import (
     STREAM_MESSAGE_BYTES_MAX,
     STREAM_OUTBOX_BYTES_MAX,
 )
-from dss.client.errors import error_of, plain, unreachable
+from dss.client.errors import Closed, error_of, plain, unreachable
 
 Answer = tuple[int, Any]
 """(status, body): a status from 400 on has a body with `code` and `message`."""
@@ -101,11 +101,11 @@ class LockStream:
         (sent, and the connection broke).
 
         Raises:
-            Unavailable: the client is closed.
+            Closed: the client is.
             TooLarge: it does not fit one message.
         """
         if self.closed:
-            raise Unavailable("the client is closed")
+            raise Closed()
         request_id = self._next_id
         self._next_id = request_id + 1
         item = self._encode((request_id, op, args))
@@ -145,7 +145,7 @@ class LockStream:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await asyncio.gather(*self._closing)
-        self._fail_waiting(Unavailable("the client is closed"))
+        self._fail_waiting(Closed())
         if self._own_http is not None:
             await self._own_http.close()
 

@@ -23,12 +23,14 @@ from dss.base.errors import DssError
 from dss.client import client as aio
 from dss.client import election, handles, held, queues, sessions
 from dss.client.client import DEFAULT_TTL_S
+from dss.client.election import Leader
+from dss.client.errors import Closed, DeadlockError, LockTimeout
 from dss.client.held import LockLost
 from dss.client.queues import Message
 
 __all__ = [
-    "Cache", "Client", "Election", "Held", "LockHandle", "LockLost", "Message", "Queue", "RwLock",
-    "Session", "connect",
+    "Cache", "Client", "DeadlockError", "Election", "Held", "Leader", "LockHandle", "LockLost",
+    "LockTimeout", "Message", "Queue", "RwLock", "Session", "connect",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -44,6 +46,9 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result; Ctrl-C cancels it."""
+        if self._loop.is_closed():
+            work.close()
+            raise Closed
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -214,15 +219,15 @@ class Election(_Entered):
         """Let the next one lead."""
         self._loop.run(self._inner.resign())
 
-    def leader(self) -> election.Leader | None:
+    def leader(self) -> Leader | None:
         """Who leads now, or None."""
         return self._loop.run(self._inner.leader())
 
-    def observe(self, *, every: float = 0.5) -> Iterator[election.Leader | None]:
+    def observe(self, *, every: float = 0.5) -> Iterator[Leader | None]:
         """The leader now, and each other one that is seen, for ever."""
         seen = self._inner.observe(every=every)
 
-        async def following() -> election.Leader | None:
+        async def following() -> Leader | None:
             return await anext(seen)
 
         while True:

@@ -12,9 +12,10 @@ import msgspec
 import pytest
 from aiohttp import WSMsgType, web
 
-from dss.base.errors import Forbidden, Indeterminate, NotFound, Unavailable
+from dss.base.errors import Forbidden, Indeterminate, NotFound
 from dss.client import calls as calls_module
 from dss.client.calls import Calls
+from dss.client.errors import Closed
 from dss.client.nodes import Nodes
 
 PATH = "/v1/queues:stream"
@@ -168,7 +169,7 @@ def test_closed__requests_are_refused_and_told_ones_are_dropped() -> None:
         await until(lambda: node.asked)
         await calls.close()
         calls.tell("nack", {})
-        with pytest.raises(Unavailable, match="closed"):
+        with pytest.raises(Closed):
             await calls.ask("send", {})
         assert len(node.asked) == 1
 

@@ -13,6 +13,7 @@ from aiohttp import WSMsgType, web
 
 from dss.base.errors import Forbidden, Indeterminate, Unauthenticated, Unavailable
 from dss.base.limits import STREAM_IN_FLIGHT_MAX
+from dss.client.errors import Closed
 from dss.client.stream import MOVES_MAX, LockStream
 
 Items = list[tuple[int, str, Any]]
@@ -230,7 +231,7 @@ def test_close__fails_what_is_pending() -> None:
             await stream.close()
             with pytest.raises(Indeterminate):
                 await pending
-            with pytest.raises(Unavailable, match="closed"):
+            with pytest.raises(Closed):
                 stream.request("x", 2)
 
     asyncio.run(scenario())
