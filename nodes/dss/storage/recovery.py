@@ -2,7 +2,8 @@
 
 The rules and why they hold are in docs/disk-format.md § Recovery. In short: everything below the
 durable bound, and everything in a segment that has a successor, was synced: damage there is
-refused. Behind the bound in the last segment it is a tail that a crash tore: cut off.
+refused. So is damage in front of a write that began after a sync (synced.py). What else does not
+end cleanly in the last segment is a tail that a crash tore: cut off.
 
 What must not live here: writing new records (wal.py).
 """
@@ -16,6 +17,7 @@ import msgspec
 from dss.base.errors import ConfigProblem, CorruptData
 from dss.core.raft.messages import Configuration, Entry
 from dss.storage import segments as fmt
+from dss.storage import synced
 from dss.storage.durable import DurableMark, Position
 from dss.storage.files import File, Files
 from dss.storage.grouplog import Checkpoint, GroupLog, GroupState
@@ -46,6 +48,8 @@ class Recovered(msgspec.Struct):
     offset: int
     seed: int
     torn_bytes: int
+    key: int
+    version: int
 
     def states(self) -> dict[int, GroupState]:
         return {
@@ -124,6 +128,10 @@ def _read_last(replay: _Replay, number: int, bound: Position | None) -> Recovere
     if bound is not None and bound.segment == number and end < bound.offset:
         problem = problem or "its records end early"
         replay.refuse(number, end, f"{problem}; it was durable up to {bound.offset}")
+    vouched = synced.vouched(contents, end, replay.key)
+    if vouched > end:
+        problem = problem or "its records end early"
+        replay.refuse(number, end, f"{problem}; a later write says it was durable up to {vouched}")
     tail_bytes = _nonzero_end(contents, end) - end
     torn_bytes = 0
     if problem or (tail_bytes and not replay.recycled):
@@ -141,7 +149,16 @@ def _read_last(replay: _Replay, number: int, bound: Position | None) -> Recovere
     # What a killed process wrote is read from the page cache: make it durable before it counts.
     file.datasync()
     return Recovered(
-        replay.logs, replay.entries, replay.sizes, number, file, end, reader.seed, torn_bytes
+        replay.logs,
+        replay.entries,
+        replay.sizes,
+        number,
+        file,
+        end,
+        reader.seed,
+        torn_bytes,
+        replay.key,
+        replay.version,
     )
 
 
@@ -164,10 +181,10 @@ def _decode_header(record: Record) -> fmt.Header | None:
         return None
     if record.kind != fmt.HEADER or header.magic != fmt.MAGIC:
         return None
-    if header.version != fmt.FORMAT_VERSION:
+    if header.version not in fmt.FORMATS_READ:
         raise ConfigProblem(
             f"the WAL has format {header.version}, this version of DSS reads"
-            f" {fmt.FORMAT_VERSION}: start the version that wrote it"
+            f" {fmt.FORMATS_READ[-1]}: start the version that wrote it"
         )
     return header
 
@@ -186,6 +203,10 @@ class _Replay:
         self.sizes: dict[int, int] = {}
         self.recycled = False
         """Whether the segment read last was made from an older one's file."""
+        self.version = 0
+        """Of the segment read last."""
+        self.key = 0
+        """CRC at the end of its opening."""
         self._first = first
         self._missing_to: dict[int, int] = {}
         """Per group: entries up to here stood in segments that are gone. They must turn out
@@ -207,6 +228,7 @@ class _Replay:
         self.check_header(number, header)
         self.recycled = header.recycled
         self._opening(number, header, reader)
+        self.version, self.key = header.version, reader.seed
         while (record := reader.next()) is not None:
             try:
                 self._apply(record, number)
@@ -258,6 +280,10 @@ class _Replay:
             self.logs[group] = GroupLog(group, configuration)
             self.entries[group] = []
             self._missing_to[group] = 0
+        elif kind == fmt.SYNCED:
+            offset = synced.decode(self.key, record.payload)
+            if offset is None or offset > record.offset:
+                raise ValueError("it vouches for what it cannot")
         else:
             raise ValueError("unknown kind")
 

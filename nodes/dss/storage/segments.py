@@ -17,7 +17,9 @@ from dss.storage.grouplog import Checkpoint
 from dss.storage.records import FIRST_SEED, TERMINATOR, frame
 
 MAGIC: Final = "DSS WAL"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+FORMATS_READ: Final = (1, 2)
+"""Version 1 has no SYNCED records. A segment keeps the version it began with."""
 
 HEADER: Final = 1
 CHECKPOINT: Final = 2
@@ -25,6 +27,7 @@ CREATE: Final = 3
 STATE: Final = 4
 APPEND: Final = 5
 SNAPSHOT: Final = 6
+SYNCED: Final = 7
 
 _SEGMENT: Final = re.compile(r"([0-9]{16})\.wal")
 _SPARE: Final = re.compile(r"spare-([0-9]{8})\.free")

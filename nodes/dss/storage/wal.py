@@ -20,6 +20,7 @@ from dss.base import limits
 from dss.base.errors import StorageFailed
 from dss.core.raft.messages import Configuration, Entry
 from dss.storage import segments as fmt
+from dss.storage import synced
 from dss.storage.durable import DurableMark, Position
 from dss.storage.files import File, Files
 from dss.storage.grouplog import GroupLog, GroupState
@@ -54,6 +55,11 @@ class Wal:
         self._offset = 0
         self._room_end = 0
         self._seed = 0
+        self._key = 0
+        """CRC at the end of the segment's opening: the key of SYNCED records."""
+        self._vouches = True
+        """Whether SYNCED records go into this segment: not if an older version began it."""
+        self._durable_offset = self._vouched_offset = 0
         self._pending: list[tuple[int, bytes, int, tuple[Any, ...]]] = []
         self._unsynced = False
         self._marks_written: dict[int, int] = {}
@@ -87,7 +93,8 @@ class Wal:
             return wal, {}
         wal._logs, wal._sizes, wal._number = found.logs, found.sizes, found.number
         wal._file, wal._seed, wal.torn_bytes = found.file, found.seed, found.torn_bytes
-        wal._offset = found.offset
+        wal._offset = wal._durable_offset = wal._vouched_offset = found.offset
+        wal._key, wal._vouches = found.key, found.version >= fmt.FORMAT_VERSION
         wal._room_end = found.sizes[found.number] - len(TERMINATOR)
         wal._marks_durable = {group: log.snapshot_index for group, log in wal._logs.items()}
         mark.begin(Position(found.number, found.offset))
@@ -133,6 +140,8 @@ class Wal:
         parts: list[bytes] = []
         start = end = self._offset
         try:
+            if pending and self._durable_offset > self._vouched_offset:
+                end += self._vouch(parts)
             for kind, payload, group, args in pending:
                 if kind == fmt.SNAPSHOT:
                     args = (*args, self._logs[group].last_after_snapshot(args[0], args[1]))
@@ -150,6 +159,17 @@ class Wal:
             self._put(parts, start, end)
         except (OSError, ValueError, KeyError) as error:
             self._fail("write", error)
+
+    def _vouch(self, parts: list[bytes]) -> int:
+        """Let the write that begins here say what is durable; the length of its record."""
+        payload = synced.encode(self._key, self._durable_offset)
+        size = framed_bytes(payload)
+        if not self._vouches or self._offset + size > self._room_end:
+            return 0
+        self._vouched_offset = self._durable_offset
+        head, self._seed = frame(self._seed, fmt.SYNCED, payload)
+        parts += (head, payload)
+        return size
 
     def _note(self, kind: int, group: int, args: tuple[Any, ...]) -> None:
         """Keep the group's bookkeeping in step with the record."""
@@ -198,6 +218,8 @@ class Wal:
         content, length, self._seed = fmt.opening(number, *previous, recycled, marks)
         self._file = self._spares.become(spare, number, content)
         self._number, self._offset = number, length
+        self._key, self._vouches = self._seed, True
+        self._durable_offset = self._vouched_offset = length
         self._room_end = size - len(TERMINATOR)
         self._sizes[number] = size
         self.bytes_written += length
@@ -220,6 +242,7 @@ class Wal:
             self._fail("sync", error)
         self.last_sync_ns = time.perf_counter_ns() - started
         self.syncs += 1
+        self._durable_offset = position.offset
         if marks:
             self._marks_durable.update(marks)
 

@@ -8,8 +8,11 @@ import pytest
 from wal_model import ABC, SEGMENT_BYTES, State, entries, entry, plain
 
 from dss.base.errors import CorruptData
-from dss.storage import durable
+from dss.core.raft.messages import COMMAND, Entry
+from dss.storage import durable, segments, synced
+from dss.storage.records import framed_bytes
 from dss.storage.segments import segment_name
+from dss.storage.synced import PAYLOAD_BYTES
 from dss.storage.wal import Wal
 from dss.testing.disk import SimFiles
 
@@ -46,6 +49,8 @@ def wal_with_unsynced_record() -> tuple[SimFiles, int, int, State, State]:
 def test_torn_at_every_byte__cut_off_and_written_over(rest: int) -> None:
     files, start, end, before, after = wal_with_unsynced_record()
     assert before != after
+    # The write begins with the record that vouches for what was synced before it.
+    clean_ends = (start, start + framed_bytes(bytes(PAYLOAD_BYTES)))
     for cut in range(start, end):
         torn = files.copy()
         overwrite(torn, FIRST, cut, bytes([rest]) * (end - cut))
@@ -54,7 +59,7 @@ def test_torn_at_every_byte__cut_off_and_written_over(rest: int) -> None:
             assert cut == end - 1, "only if the last byte happens to be the right one"
             continue
         assert found == before
-        assert (wal.torn_bytes > 0) == (rest != 0 or cut > start)
+        assert (wal.torn_bytes > 0) == (rest != 0 or cut not in clean_ends)
         wal.append(1, entries(4, 4, term=9))
         wal.write()
         wal.sync()
@@ -95,7 +100,7 @@ def test_torn_at_every_byte_in_a_recycled_segment__stale_records_stay_dead() -> 
         wal, found = open_wal(torn)
         assert found == before
         assert (wal.torn_bytes > 0) == (cut > start)
-        assert not torn.contents(name)[start:].strip(b"\0")
+        assert not torn.contents(name)[wal._offset :].strip(b"\0")
 
 
 def test_random_damage__only_ever_raises_corrupt_data() -> None:
@@ -311,3 +316,88 @@ def test_killed_process__its_written_records_are_durable_once_recovered() -> Non
     assert found == after
     for seed in range(30):
         assert open_wal(survivor.crash(Random(seed)))[1] == after
+
+
+def synced_writes_and_no_side_file(count: int) -> tuple[SimFiles, list[int]]:
+    """`count` writes of an entry each, all synced; the power failed before the side file's newest
+    notes were on the disk. (files, where the log ended after each write)."""
+    files = SimFiles(Random(1))
+    wal, _ = open_wal(files)
+    wal.create_group(1, ABC)
+    ends = []
+    for index in range(1, count + 1):
+        wal.append(1, [entry(index, size=40)])
+        wal.write()
+        wal.sync()
+        ends.append(wal._offset)
+    for slot in (4096, 8192):
+        overwrite(files, durable.NAME, slot, bytes(40))
+    return files, ends
+
+
+def test_bound_lost_in_a_power_loss__damage_before_the_newest_write_is_refused() -> None:
+    files, ends = synced_writes_and_no_side_file(5)
+    expected = open_wal(files.copy())[1]
+    newest = ends[-2]
+    for offset in range(ends[-1]):
+        damaged = files.copy()
+        damaged.flip(FIRST, offset, offset % 8)
+        try:
+            found = open_wal(damaged)[1]
+        except CorruptData:
+            assert offset < newest + framed_bytes(bytes(PAYLOAD_BYTES))
+        else:
+            # What only the newest write could tell: docs/disk-format.md § What it cannot tell.
+            assert offset >= newest or found == expected
+    sector = files.copy()
+    overwrite(sector, FIRST, ends[0], bytes(ends[1] - ends[0] + 20))
+    with pytest.raises(CorruptData, match=f"a later write says it was durable up to {ends[3]}"):
+        open_wal(sector)
+
+
+def test_torn_newest_write__is_a_torn_tail_and_no_damage() -> None:
+    files, ends = synced_writes_and_no_side_file(5)
+    for cut in range(ends[3], ends[4]):
+        torn = files.copy()
+        overwrite(torn, FIRST, cut, b"\xa5" * (ends[4] - cut))
+        found = open_wal(torn)[1]
+        assert len(found[1][6]) == 4 or cut == ends[4] - 1
+
+
+def test_clients_data_that_looks_like_a_vouching_record__vouches_for_nothing() -> None:
+    files, _ = three_segments()
+    wal, _ = open_wal(files)
+    name, start = segment_name(wal._number), wal._offset
+    before = open_wal(files.copy())[1]
+    wal.save_state(1, 5, "a")
+    keys = (0, segments.salt_of(wal._number), wal._seed)
+    forged = b"".join(synced.encode(key, start + 30) for key in keys)
+    wal.append(1, [Entry(30, 5, COMMAND, 0, forged)])
+    wal.write()
+    overwrite(files, name, start + 2, b"\xff\xff")  # the unsynced write is torn at its begin
+    assert open_wal(files)[1] == before
+
+
+def test_segment_of_the_former_version__is_read_and_written_on_as_it_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = SimFiles(Random(1))
+    with monkeypatch.context() as former:
+        former.setattr(segments, "FORMAT_VERSION", 1)
+        former.setattr(Wal, "_vouch", lambda self, parts: 0)
+        wal, _ = open_wal(files)
+        wal.create_group(1, ABC)
+        for index in range(1, 4):
+            wal.append(1, [entry(index)])
+            wal.write()
+            wal.sync()
+        wal.close()
+    wal, _ = open_wal(files)
+    for index in range(4, 40):
+        wal.append(1, [entry(index, size=300)])
+        wal.write()
+        wal.sync()
+    wal.close()
+    assert b"DSSSYNC" not in files.contents(FIRST)
+    assert b"DSSSYNC" in files.contents(segment_name(2))
+    assert open_wal(files)[1][1][6][-1] == entry(39, size=300)

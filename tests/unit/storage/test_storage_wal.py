@@ -194,6 +194,7 @@ def test_quiet_group__pins_segments_until_its_snapshot(files: Files) -> None:
     assert wal.reclaim() == 0, "a mark that is only buffered frees nothing"
     commit(wal)
     assert wal.pinned() == {}
+    old = wal.segments - 1
     assert wal.reclaim() == old
     _, groups = reopen(wal, files)
     assert (groups[1].snapshot_index, groups[2].snapshot_index) == (60, 1)
@@ -341,8 +342,8 @@ def test_counters__count() -> None:
 
 def test_newer_format__is_told_from_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     files = SimFiles(Random(1))
-    monkeypatch.setattr(segments, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(segments, "FORMAT_VERSION", 3)
     open_wal(files)[0].close()
     monkeypatch.undo()
-    with pytest.raises(ConfigProblem, match="format 2"):
+    with pytest.raises(ConfigProblem, match="format 3"):
         open_wal(files)
