@@ -9,8 +9,8 @@ What must not live here: any particular machine, any I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -77,6 +77,27 @@ class Machine(Protocol):
         ...
 
 
+@runtime_checkable
+class PiecewiseMachine(Protocol):
+    """A machine whose state may be so large that encoding it in one go would hold the loop up."""
+
+    def snapshot_rows(self) -> int:
+        """How large a snapshot would be, roughly: what is encoded one by one."""
+        ...
+
+    def snapshot_pieces(self) -> Iterator[bytes]:
+        """The bytes of `Machine.snapshot`, a bounded amount of work at a time.
+
+        They may be drawn in another thread. Until the last one is, nothing may be applied; after a
+        `restore` in between they are worthless.
+        """
+        ...
+
+
+_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what was asked for."""
+
+
 class CommandCodec:
     """Typed encoding of command items.
 
@@ -103,7 +124,7 @@ class CommandCodec:
         """
         try:
             return self._items.decode(payload)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except _BROKEN as error:
             raise Invalid(f"a message must be [[request_id, op, args], …]: {error}") from error
 
     def decode_args(self, op: str, args: bytes | msgspec.Raw) -> Any:
@@ -117,7 +138,7 @@ class CommandCodec:
             raise Invalid(f"unknown op {op!r}; known: {', '.join(sorted(self._decoders))}")
         try:
             return decoder.decode(args)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except _BROKEN as error:
             raise Invalid(f"{op}: {error}") from error
 
     def decode(self, payload: bytes) -> list[Any]:

@@ -42,6 +42,8 @@ class Applying:
             sink.flush()
 
     def apply(self, group: Group) -> None:
+        if group.cutting:
+            return  # snapshotting.py calls again
         entries, group.to_apply = group.to_apply, []
         machine = group.machine
         applied = False

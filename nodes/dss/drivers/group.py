@@ -37,7 +37,8 @@ class EngineHooks(Protocol):
     def now_ms(self) -> int:
         """Monotonic ms."""
 
-    def send(self, peer: str, message: RaftMessage) -> None: ...
+    def send(self, peer: str, message: RaftMessage) -> None:
+        """Queue it; `flush` follows before anything else happens."""
 
     def flush(self) -> None:
         """Send everything handed to `send` now."""
@@ -92,6 +93,7 @@ class Group:
         "changes_by_ref",
         "commit_heard",
         "configuration",
+        "cutting",
         "due_in_flight",
         "entries_since_snapshot",
         "flights",
@@ -143,6 +145,7 @@ class Group:
         self.entries_since_snapshot = 0
         self.applied_bytes = 0
         self.snapshot_busy = False
+        self.cutting = False  # its snapshot is being encoded in a thread: nothing is applied
         self.snapshot_index = 0
         self.receiver: SnapshotReceiver | None = None
         self.install: SnapshotChunk | None = None

@@ -6,11 +6,15 @@ What must not live here: files (storage/snapshots.py), which chunk a peer gets n
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from dss.base import limits
+from dss.core.machine import PiecewiseMachine
 from dss.core.raft import effects as fx
-from dss.core.raft.messages import SnapshotChunk, SnapshotResponse
+from dss.core.raft.messages import Configuration, SnapshotChunk, SnapshotResponse
 from dss.drivers.group import Group
 from dss.storage.snapshots import SnapshotStore
 
@@ -20,7 +24,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("dss.raft")
 
 SNAPSHOTS_PER_RECLAIM: Final = 2
-"""Each copies a machine's state on the loop: many in one turn would hold heartbeats up."""
+"""Each may copy a machine's state on the loop: many in one turn would hold heartbeats up."""
+
+
+class SnapshotMark(msgspec.Struct, frozen=True):
+    """Where in the log a snapshot stands."""
+
+    index: int
+    term: int
+    log_ms: int
+    configuration: Configuration
 
 
 class Snapshotting:
@@ -76,11 +89,43 @@ class Snapshotting:
         index, log_ms = group.applied_index, group.applied_log_ms
         term = group.raft.log.term_at(index)
         assert term is not None, "what is applied is in the log or the snapshot"
-        data = group.machine.snapshot()
-        configuration = group.configuration
         group.snapshot_busy = True
         group.entries_since_snapshot = 0
         group.applied_bytes = 0
+        mark = SnapshotMark(index, term, log_ms, group.configuration)
+        machine = group.machine
+        if (
+            isinstance(machine, PiecewiseMachine)
+            and machine.snapshot_rows() > limits.SNAPSHOT_INLINE_ROWS
+        ):
+            self._cut(group, mark, machine.snapshot_pieces())
+        else:
+            self._save(group, mark, machine.snapshot())
+
+    def _cut(self, group: Group, mark: SnapshotMark, pieces: Iterator[bytes]) -> None:
+        """Encode a large state in a thread. The group goes on appending, acknowledging and beating
+        meanwhile, but applies nothing: its clients wait a little, it loses no leadership."""
+        group.cutting = True
+        cut: list[bytes] = []
+
+        def work() -> None:
+            cut.append(b"".join(pieces))
+
+        def done() -> None:
+            if mark.index <= group.snapshot_index:
+                group.snapshot_busy = False
+                return  # the leader's snapshot overtook ours, and changed the state below it
+            group.cutting = False
+            self._save(group, mark, cut[0])
+            applying = self._engine.applying
+            applying.apply(group)
+            applying.flush()
+            self._engine.hooks.wake()
+
+        self._engine.hooks.offload(work, done)
+
+    def _save(self, group: Group, mark: SnapshotMark, data: bytes) -> None:
+        index, term, log_ms, configuration = msgspec.structs.astuple(mark)
 
         def work() -> None:
             self._store.save(group.gid, index, term, log_ms, configuration, data)
@@ -165,7 +210,9 @@ class Snapshotting:
         """Put a whole received snapshot in the machine's place; the core must hear the event."""
         # The core asks only for snapshots beyond its commit index.
         assert chunk.index > group.applied_index
-        assert not group.to_apply
+        assert not group.to_apply or group.cutting
+        group.to_apply.clear()  # all of it is in the snapshot
+        group.cutting = False
         self._engine.applying.end_flights(group)  # what became of them is inside the snapshot
         group.machine.restore(self._store.load(group.gid, chunk.index))
         group.applied_index = group.snapshot_index = chunk.index

@@ -59,6 +59,10 @@ class History:
         self._ended: list[Hold] = []
         self.note: Callable[[Hold], None] = self._ended.append
 
+    @property
+    def size(self) -> int:
+        return len(self._ended)
+
     def thin(self) -> None:
         """After each entry: at twice HISTORY_MAX keep the newest, few of each lock."""
         ended = self._ended

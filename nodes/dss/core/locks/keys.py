@@ -6,7 +6,7 @@ What must not live here: carrying commands out (machine.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -61,12 +61,9 @@ class Keys:
         if entry is not None:
             entry.answer = answer
 
-    def rows(self) -> list[KeyRow]:
+    def items(self) -> Collection[tuple[str, KeyEntry]]:
         """For a snapshot."""
-        return [
-            (key, entry.digest, entry.until_ms, *entry.answer)
-            for key, entry in self._entries.items()
-        ]
+        return self._entries.items()
 
     def restore(self, rows: Iterable[KeyRow]) -> None:
         self._entries = OrderedDict(

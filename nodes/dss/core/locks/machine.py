@@ -24,7 +24,7 @@ Ongaro 2014 §6.3 (exactly once).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop
 from typing import Any, Final
 
@@ -139,6 +139,15 @@ class LockMachine(LockEnding):
     def snapshot(self) -> bytes:
         """See core.machine.Machine.snapshot. Equal states give equal bytes."""
         return snapshots.encode(self)
+
+    def snapshot_rows(self) -> int:
+        """See core.machine.PiecewiseMachine."""
+        kept = self.past.size + len(self.keys)
+        return len(self._sessions) + len(self._locks) + len(self._waiters) + kept
+
+    def snapshot_pieces(self) -> Iterator[bytes]:
+        """See core.machine.PiecewiseMachine."""
+        return snapshots.pieces(self)
 
     def restore(self, data: bytes) -> None:
         """See core.machine.Machine.restore. Raises CorruptData for anything else's bytes."""

@@ -6,13 +6,17 @@ exactly-once) is still read. What must not live here: rules.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
+from struct import pack
 from typing import Any, Final
 
 import msgspec
 
 from dss.base.errors import CorruptData
+from dss.base.limits import SNAPSHOT_PIECE_ROWS
 from dss.core.locks.history import Hold
-from dss.core.locks.keys import KeyRow
+from dss.core.locks.keys import KeyEntry, KeyRow
 from dss.core.locks.state import Lock, LockState, Session, Waiter
 
 SNAPSHOT_VERSION: Final = 2
@@ -75,25 +79,60 @@ class _State(msgspec.Struct, array_like=True, frozen=True):
 _FIELDS: Final = _WaiterRow.__struct_fields__
 
 
+_encode: Final = msgspec.msgpack.Encoder().encode
+_Section = tuple[Collection[Any], Callable[[Any], Any]]
+
+
 def encode(state: LockState) -> bytes:
     """Equal states give equal bytes."""
-    return msgspec.msgpack.encode(
-        _State(
-            SNAPSHOT_VERSION,
-            state._token,
-            state._ticket,
-            state._floor_ms,
-            [_session_row(each) for each in state._sessions.values()],
-            [_lock_row(each) for each in state._locks.values()],
-            [
-                _WaiterRow(*[getattr(each, field) for field in _FIELDS])
-                for each in state._waiters.values()
-            ],
-            state.past.rows(),
-            state.keys.rows(),
-            state.journal.newest,
-        )
+    return b"".join(pieces(state))
+
+
+def pieces(state: LockState) -> Iterator[bytes]:
+    """A `_State` of version 2, at most SNAPSHOT_PIECE_ROWS rows at a time.
+
+    The state must not change before the last one, but may be replaced as a whole (`decode_into`):
+    then what comes is worthless, and does no harm.
+    """
+    head = (SNAPSHOT_VERSION, state._token, state._ticket, state._floor_ms)
+    sections: tuple[_Section, ...] = (
+        (state._sessions.values(), _session_row),
+        (state._locks.values(), _lock_row),
+        (state._waiters.values(), _waiter_row),
+        (state.past.rows(), _as_it_is),
+        (state.keys.items(), _key_row),
     )
+    return _pieces(head, sections, state.journal.newest)
+
+
+def _pieces(head: Iterable[int], sections: Iterable[_Section], events: int) -> Iterator[bytes]:
+    yield _array(len(_State.__struct_fields__)) + b"".join(map(_encode, head))
+    for rows, row_of in sections:
+        yield _array(len(rows))
+        left = iter(rows)
+        while some := list(islice(left, SNAPSHOT_PIECE_ROWS)):
+            yield _encode([row_of(each) for each in some])[len(_array(len(some))) :]
+    yield _encode(events)
+
+
+def _array(length: int) -> bytes:
+    """The head of a msgpack array, the shortest one."""
+    if length < 16:
+        return pack("B", 0x90 | length)
+    return pack(">BH", 0xDC, length) if length < 2**16 else pack(">BI", 0xDD, length)
+
+
+def _as_it_is(row: Any) -> Any:
+    return row
+
+
+def _waiter_row(waiter: Waiter) -> _WaiterRow:
+    return _WaiterRow(*[getattr(waiter, field) for field in _FIELDS])
+
+
+def _key_row(item: tuple[str, KeyEntry]) -> KeyRow:
+    key, entry = item
+    return (key, entry.digest, entry.until_ms, *entry.answer)
 
 
 def _session_row(session: Session) -> _SessionRow:

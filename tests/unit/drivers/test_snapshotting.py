@@ -1,0 +1,291 @@
+"""Snapshots in the engine: large ones are cut beside the loop, one that is sent stays on disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from dss.base import limits
+from dss.core.locks.commands import Acquire, SessionCreate
+from dss.core.locks.machine import LockMachine
+from dss.core.raft import effects as fx
+from dss.core.raft import messages as msg
+from dss.core.raft.leadership import Leadership
+from dss.core.raft.messages import Configuration, Member, SnapshotChunk
+from dss.core.raft.settings import RaftSettings
+from dss.drivers.engine import Engine
+from dss.drivers.group import Flight
+from dss.storage.snapshots import SnapshotStore
+from dss.storage.wal import Wal
+from dss.testing.disk import SimFiles
+
+GROUP = 1
+ALONE = Configuration((Member("a", "inc"),))
+TWO = Configuration((Member("a", "inc"), Member("b", "inc")))
+
+
+class Answers:
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+
+    def answer(self, request_id: int, status: int, body: Any) -> None:
+        self.statuses.append(status)
+
+    def flush(self) -> None: ...
+
+
+class Loop:
+    """The engine's hooks. What is offloaded waits until a test runs it."""
+
+    def __init__(self, configuration: Configuration = ALONE) -> None:
+        self.now = 0
+        self.sent: list[Any] = []
+        self.offloaded: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        self.answers = Answers()
+        files = SimFiles(random.Random(1))
+        self.store = SnapshotStore(SimFiles(random.Random(2)))
+        self.engine = Engine(
+            node_id="a",
+            incarnation="inc",
+            wal=Wal.open(files, segment_bytes=1 << 20)[0],
+            recovered={},
+            snapshots=self.store,
+            settings=RaftSettings(),
+            rng=lambda gid: random.Random(gid),
+            hooks=self,
+        )
+        self.machine = Counting()
+        self.engine.create_group(GROUP, configuration, self.machine)
+        self.group = self.engine.groups[GROUP]
+        self.run()
+
+    def now_ms(self) -> int:
+        return self.now
+
+    def send(self, peer: str, message: msg.RaftMessage) -> None:
+        self.sent.append(message)
+
+    def flush(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None: ...
+
+    def role_changed(self, *of: Any) -> None: ...
+
+    def applied(self, group: int) -> None: ...
+
+    def offload(self, work: Callable[[], None], done: Callable[[], None]) -> None:
+        self.offloaded.append((work, done))
+
+    def run(self, cycles: int = 6) -> None:
+        for _ in range(cycles):
+            self.now += 1
+            self.engine.tick()
+            if self.engine.begin():
+                self.engine.sync()
+            self.engine.finish()
+
+    def beside(self) -> None:
+        """The oldest piece of offloaded work, to its end."""
+        work, done = self.offloaded.pop(0)
+        work()
+        done()
+
+    def do(self, *commands: Any) -> None:
+        items = b"".join(self.machine.codec.encode_item(0, command) for command in commands)
+        self.engine.propose(GROUP, [0] * len(commands), items, commands, self.answers)
+        self.run(3)
+
+    def fill(self, locks: int) -> None:
+        self.do(SessionCreate(session="s", name="", ttl_ms=60_000))
+        for first in range(0, locks, 1_000):
+            names = range(first, min(first + 1_000, locks))
+            self.do(*(Acquire(session="s", name=f"lock/{at}", owner=f"o{at}") for at in names))
+        self.answers.statuses.clear()
+
+
+class Counting(LockMachine):
+    """Counts what is encoded, by piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces = 0
+        self.whole = 0
+
+    def snapshot(self) -> bytes:
+        self.whole += 1
+        return super().snapshot()
+
+    def snapshot_pieces(self) -> Iterator[bytes]:
+        for piece in super().snapshot_pieces():
+            self.pieces += 1
+            yield piece
+
+
+def take(loop: Loop) -> None:
+    loop.engine.take_snapshot(loop.group)
+
+
+def test_large_state__none_of_it_is_encoded_on_the_loop_and_heartbeats_go_on() -> None:
+    loop = Loop()
+    loop.fill(9_000)
+    take(loop)
+    assert (loop.machine.whole, loop.machine.pieces) == (0, 0)
+    # The work of another thread, in steps: between any two of them the loop does its turn.
+    cut = []
+    applied = loop.group.applied_index
+    for piece in loop.machine.snapshot_pieces():
+        cut.append(piece)
+        loop.do(SessionCreate(session=f"new{len(cut)}", name="", ttl_ms=60_000))
+    assert len(cut) > 9_000 // limits.SNAPSHOT_PIECE_ROWS
+    assert loop.group.raft.commit_index > applied, "it appends and commits meanwhile"
+    assert loop.group.applied_index == applied, "but what is being encoded does not change"
+    assert loop.answers.statuses == []
+    other = LockMachine()
+    other.restore(b"".join(cut))
+    assert other.held == 9_000
+
+
+def test_large_state__a_piece_is_a_bounded_amount_of_work() -> None:
+    loop = Loop()
+    loop.fill(3_000)
+    # A lock's name stands in its row, and in that of its holder.
+    rows = [piece.count(b"lock/") // 2 for piece in loop.machine.snapshot_pieces()]
+    assert max(rows) == limits.SNAPSHOT_PIECE_ROWS
+    assert sum(rows) == 3_000
+    data = loop.machine.snapshot()
+    assert msgspec.msgpack.encode(msgspec.msgpack.decode(data)) == data, "msgpack as ever"
+
+
+def test_snapshot_is_cut__what_came_meanwhile_is_applied_and_answered_then() -> None:
+    loop = Loop()
+    loop.fill(3_000)
+    take(loop)
+    at = loop.group.applied_index
+    loop.do(Acquire(session="s", name="one more", owner="o"))
+    assert loop.answers.statuses == []
+    loop.beside()
+    assert loop.answers.statuses == [200]
+    assert loop.group.applied_index == at + 1
+    loop.beside()
+    loop.run()
+    assert loop.engine.snapshotting.taken == 1
+    other = LockMachine()
+    other.restore(loop.store.load(GROUP, at))
+    assert other.held == 3_000, "the snapshot knows nothing of it"
+    loop.do(Acquire(session="s", name="yet another", owner="o"))
+    assert loop.answers.statuses == [200, 200]
+
+
+def test_small_state__is_encoded_on_the_spot_and_nothing_waits() -> None:
+    loop = Loop()
+    loop.fill(100)
+    take(loop)
+    loop.do(Acquire(session="s", name="one more", owner="o"))
+    assert loop.answers.statuses == [200]
+    assert loop.machine.whole == 1
+
+
+def test_leaders_snapshot_arrives_while_ours_is_cut__ours_is_dropped() -> None:
+    loop = Loop(TWO)
+    assert loop.group.raft.role == "follower"
+    leader = LockMachine()
+    leader.apply(1, 1, [SessionCreate(session=f"s{at}", name="", ttl_ms=1_000) for at in range(9)])
+    for at in range(limits.SNAPSHOT_INLINE_ROWS + 1):
+        command = SessionCreate(session=f"old{at}", name="", ttl_ms=60_000)
+        loop.machine.apply(at, 1, [command])
+    entry = msg.Entry(1, 1, msg.NOOP, 0, b"")
+    loop.engine.receive("b", "inc", [msg.AppendRequest(GROUP, 1, 0, 0, 1, (entry,))])
+    loop.run()
+    assert loop.group.applied_index == 1
+    take(loop)
+    assert loop.group.cutting
+    later = msg.Entry(2, 1, msg.NOOP, 0, b"")
+    loop.engine.receive("b", "inc", [msg.AppendRequest(GROUP, 1, 1, 1, 2, (later,))])
+    loop.run()
+    assert loop.group.to_apply
+    data = leader.snapshot()
+    chunk = SnapshotChunk(GROUP, 1, 9, 1, 5, TWO, len(data), 0, data)
+    loop.engine.receive("b", "inc", [chunk])
+    loop.run()
+    assert loop.group.applied_index == 9
+    loop.beside()
+    assert loop.offloaded == []
+    assert not loop.group.snapshot_busy
+    assert loop.engine.snapshotting.taken == 0
+    assert loop.machine.sessions == 9
+    follows = msg.Entry(10, 1, msg.NOOP, 0, b"")
+    loop.engine.receive("b", "inc", [msg.AppendRequest(GROUP, 1, 9, 1, 10, (follows,))])
+    loop.run()
+    assert loop.group.applied_index == 10
+
+
+def chunks_of(data: bytes, checksum: int, *offsets: int) -> list[SnapshotChunk]:
+    size = len(data) // 2
+    return [
+        SnapshotChunk(GROUP, 1, 9, 1, 5, TWO, len(data), at, data[at : at + size], checksum)
+        for at in offsets
+    ]
+
+
+def test_other_encoding_of_the_same_snapshot__begins_anew_and_is_not_mixed() -> None:
+    loop = Loop(TWO)
+    first, second = b"x" * 1_000, LockMachine()
+    second.apply(1, 1, [SessionCreate(session="s" * 9, name="n" * 500, ttl_ms=1_000)])
+    data = second.snapshot()
+    data += bytes(len(data) % 2)
+    first = first[: len(data)]
+    loop.engine.receive("b", "inc", chunks_of(first, 111, 0))
+    loop.run()
+    half = len(first) // 2
+    assert loop.group.receiver is not None
+    assert loop.group.receiver.received == half
+    # The next leader has a snapshot at the same index, encoded by another version.
+    loop.engine.receive("b", "inc", chunks_of(second.snapshot(), 222, 0))
+    loop.run()
+    assert loop.group.receiver.identity[3] == 222
+    assert loop.group.receiver.received == len(second.snapshot()) // 2
+
+
+def test_broken_transfer__is_resumed_where_it_was() -> None:
+    loop = Loop(TWO)
+    data = b"y" * 1_000
+    loop.engine.receive("b", "inc", chunks_of(data, 7, 0))
+    loop.run()
+    loop.engine.link_changed("b", False)
+    loop.engine.link_changed("b", True)
+    loop.sent.clear()
+    loop.engine.receive("b", "inc", chunks_of(data, 7, 0))  # the leader begins anew
+    loop.run()
+    answers = [m for m in loop.sent if isinstance(m, msg.SnapshotResponse)]
+    assert [answer.offset for answer in answers] == [500]
+
+
+def test_snapshot_that_is_sent__stays_until_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(ALONE)
+    loop.fill(10)
+    take(loop)
+    loop.beside()
+    loop.run()
+    first = loop.group.snapshot_index
+    effect = fx.SendSnapshot("b", 1, first, 0)
+    monkeypatch.setattr(Leadership, "snapshot_in_transfer", lambda leading: first)
+    loop.do(Acquire(session="s", name="more", owner="o"))
+    take(loop)
+    loop.beside()
+    loop.run()
+    loop.engine.reclaim()
+    loop.sent.clear()
+    loop.engine.snapshotting.send_chunk(loop.group, effect)
+    assert loop.sent[0].index == first
+    assert loop.sent[0].checksum == loop.store.checksum(GROUP, first) > 0
+    monkeypatch.undo()
+    loop.engine.reclaim()
+    loop.sent.clear()
+    loop.engine.snapshotting.send_chunk(loop.group, effect)
+    assert loop.sent == []
