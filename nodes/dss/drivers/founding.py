@@ -116,10 +116,11 @@ class Founding:
     def _outside(self) -> str | None:
         """Why this node is no member although it has the groups."""
         for gid in GROUPS:
-            membership = self._host.engine.groups[gid].raft.membership
+            raft = self._host.engine.groups[gid].raft
+            membership = raft.membership
             if not membership.members:
                 return f"joined group {gid}, waiting for its log"
-            if not membership.listed:
+            if not membership.listed or raft.removed_at:
                 me = self._config.node_id
                 return f"no member of group {gid} any longer: stop it, or dss members add {me}"
         return None

@@ -7,6 +7,7 @@ from raft_cluster import Cluster, members_of
 
 from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
+from dss.core.raft.raft import NEVER_MS
 
 
 def led(size: int = 3, **settings: object) -> Cluster:
@@ -130,19 +131,83 @@ def test_removed_voter_whose_vote_is_still_needed__has_not_heard_of_it_yet():
     assert cluster.voters("n1") == ["n1", "n2"]
 
 
-def test_disruptive_server_4_2_3__asks_in_vain_and_deposes_nobody():
-    """§4.2.3: disruptive servers."""
+def removed_unheard(newer_term: bool = False) -> Cluster:
+    """n3 is removed while it is cut off, so that no farewell reaches it."""
     cluster = led()
     cluster.isolate("n3")
     cluster.change("n1", "n3", remove=True)
     cluster.settle()
+    if newer_term:
+        cluster["n1"].step(fx.Transfer("n2"))
+        cluster.settle()
     cluster.run(2_000)
+    assert cluster["n3"].raft.counters["pre_votes"] > 1
+    assert not cluster["n3"].raft.status()["removed"]
     cluster.heal()
+    return cluster
+
+
+@pytest.mark.parametrize("newer_term", [False, True])
+def test_disruptive_server_4_2_3__deposes_nobody_is_told_and_asks_no_more(newer_term: bool):
+    """§4.2.3: disruptive servers."""
+    cluster = removed_unheard(newer_term)
+    leader = cluster.leader()
+    term = leader.raft.term
+    cluster.run(2_000)
+    removed = cluster["n3"].raft
+    asked = removed.counters["pre_votes"]
+    assert removed.status()["removed"]
+    assert removed.next_deadline_ms == NEVER_MS
     cluster.run(10_000)
-    assert cluster["n3"].raft.counters["pre_votes"] > 3
-    assert cluster["n3"].raft.counters["started"] == 0
-    assert cluster["n1"].raft.role == "leader"
-    assert cluster["n1"].raft.term == 1
+    assert removed.counters["pre_votes"] == asked
+    assert removed.counters["started"] == 0
+    assert cluster.leader() is leader
+    assert leader.raft.term == term
+
+
+def test_told_that_it_is_no_member__added_again_it_is_one():
+    cluster = removed_unheard()
+    cluster.run(2_000)
+    assert cluster["n3"].raft.removed_at
+    assert cluster.change("n1", "n3") == ""
+    cluster.run(500)
+    assert cluster.voters("n1") == cluster.voters("n3") == ["n1", "n2", "n3"]
+    assert not cluster["n3"].raft.status()["removed"]
+    cluster.isolate("n1")
+    cluster.run(3_000)
+    assert cluster.leader().name != "n1"
+
+
+def test_member_that_lags__does_not_send_a_newer_member_away():
+    """Who asks knows a configuration that the lagging one has not seen."""
+    cluster = led()
+    cluster.run(200)
+    cluster.isolate("n3")
+    cluster.join("n4")
+    assert cluster.change("n1", "n4") == ""
+    cluster.run(2_000)
+    assert cluster.voters("n4") == ["n1", "n2", "n3", "n4"]
+    cluster.heal()
+    cluster.isolate("n3", "n4")
+    newer = cluster["n4"]
+    cluster.now += 5_000
+    newer.step(fx.Tick())
+    cluster.settle()
+    answers = [
+        e.message for e in cluster["n3"].effects if isinstance(e, (fx.Send, fx.SendAfterSync))
+    ]
+    outside = [m.outside for m in answers if isinstance(m, msg.VoteResponse)]
+    assert any(outside), "as far as n3 knows, n4 is none"
+    assert newer.raft.removed_at == 0
+
+
+def test_uncommitted_removal__is_told_to_nobody():
+    cluster = led(3)
+    cluster.isolate("n1", "n3")
+    cluster["n1"].auto_sync = False
+    cluster.change("n1", "n3", remove=True)
+    assert cluster["n1"].raft.membership.index > cluster["n1"].raft.commit_index
+    assert cluster["n1"].raft._outside("n3") == 0
 
 
 @pytest.mark.parametrize("name", ["n2", "n3"])

@@ -84,6 +84,7 @@ class RaftBase:
         self._behind = 0  # votes refused because our log is behind
         self._retrying = False  # a round of ours has failed since we last heard a leader
         self._leading: Leadership | None = None
+        self.removed_at = 0  # told that we are no member at this committed index: do not campaign
         self.quiescent = False  # idle: no heartbeats, no timer, until anything happens
         if not self.membership.votes:
             self.role = LEARNER
@@ -198,6 +199,7 @@ class RaftBase:
 
     def _members_changed(self) -> None:
         membership = self.membership
+        self.removed_at = 0
         self._out.append(fx.MembersChanged(membership.configuration))
         voters, learners = " ".join(membership.voters), " ".join(membership.learners)
         self.note(f"voters {voters}; learners {learners or 'none'}")

@@ -26,7 +26,9 @@ class Elections(RaftBase):
     @property
     def stands_for_election(self) -> bool:
         """Whether this voter campaigns, or would at its next timeout: no live leader is known."""
-        return self.role not in (LEADER, LEARNER) and not self.hears_leader()
+        return (
+            self.role not in (LEADER, LEARNER) and not self.removed_at and not self.hears_leader()
+        )
 
     @property
     def backoff_ms(self) -> int:
@@ -43,7 +45,7 @@ class Elections(RaftBase):
         if self._leading is not None:
             if now >= self._leading.heartbeat_due_ms and not self._leading.on_tick():
                 self._become_follower(self.term, None, "lost contact with a quorum")
-        elif self.role != LEARNER and now >= self._election_ms:
+        elif self.role != LEARNER and not self.removed_at and now >= self._election_ms:
             self._leader_contact_ms = -NEVER_MS
             self._campaign(pre=self.settings.pre_vote, reason="election timeout")
 
@@ -111,7 +113,8 @@ class Elections(RaftBase):
         if request.pre:
             granted = request.term > self.term and not self.hears_leader() and up_to_date
             term = request.term if granted else self.term
-            self.send(peer, msg.VoteResponse(self.group, term, granted, True))
+            outside = self._outside(peer)
+            self.send(peer, msg.VoteResponse(self.group, term, granted, True, outside=outside))
             return
         free = self.voted_for is None and self.leader is None
         granted = (free or self.voted_for == peer) and up_to_date
@@ -122,8 +125,28 @@ class Elections(RaftBase):
             if self.role == PRE_CANDIDATE:
                 self._become_follower(self.term, None, f"voted for {peer}")
             self._restart_timer()
-        answer = msg.VoteResponse(self.group, self.term, granted, False, not up_to_date)
+        behind, outside = not up_to_date, self._outside(peer)
+        answer = msg.VoteResponse(self.group, self.term, granted, False, behind, outside)
         self._send_synced(peer, answer)
+
+    def _outside(self, peer: str) -> int:
+        """Up to where `peer` is no member for certain; 0: it is one, or may be."""
+        membership, commit = self.membership, self.commit_index
+        certain = membership.index <= commit and membership.members
+        return commit if certain and peer not in membership.members else 0
+
+    def _hear_outside(self, peer: str, index: int) -> None:
+        """A member says that at `index` we are none. Its farewell did not reach us (§4.2.3).
+
+        Our vote is not needed any more, and whoever lets us in again will write to us: so it costs
+        nobody anything that we do not campaign, until we hear from a leader.
+        """
+        snapshot = self.log.snapshot
+        known = max(self.membership.index, snapshot.index if snapshot is not None else 0)
+        if index > known and self.stands_for_election and not self.removed_at:
+            self.removed_at = index
+            self.note(f"{peer} says that we are no member")
+            self._become_follower(self.term, None, "no member any more")
 
     def _on_vote_response(self, peer: str, response: msg.VoteResponse) -> None:
         if peer not in self.membership.voters:

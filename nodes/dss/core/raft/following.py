@@ -24,6 +24,7 @@ class Following(Elections):
         if self.leader != peer or self.role == PRE_CANDIDATE:
             assert self.leader is None, f"two leaders in term {self.term}: {self.leader} and {peer}"
             self._become_follower(self.term, peer, f"{peer} leads")
+        self.removed_at = 0
         self._leader_contact_ms = self.now_ms
         self._election_ms = self.now_ms + self._timeout_ms
 

@@ -58,6 +58,7 @@ class VoteResponse(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False
     """`term` echoes the request's term when granted, else is the responder's own term.
 
     `behind`: refused because the candidate's log is behind, whoever else gets the vote.
+    `outside`, if not 0: at this index, which is committed, the candidate is no member.
     """
 
     group: int
@@ -65,6 +66,7 @@ class VoteResponse(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False
     granted: bool
     pre: bool = False
     behind: bool = False
+    outside: int = 0
 
 
 class AppendRequest(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):

@@ -82,12 +82,13 @@ class Raft(Following):
 
     @property
     def next_deadline_ms(self) -> int:
-        """When a Tick is wanted next: heartbeat or election; NEVER_MS: learner, quiescent."""
+        """When a Tick is wanted next: heartbeat or election; NEVER_MS: it has no timer or rests."""
         if self.quiescent:
             return NEVER_MS
         if self._leading is not None:
             return self._leading.heartbeat_due_ms
-        return self._election_ms if self.role != LEARNER else NEVER_MS
+        waits = self.role == LEARNER or self.removed_at
+        return NEVER_MS if waits else self._election_ms
 
     @property
     def snapshot_in_transfer(self) -> int | None:
@@ -107,6 +108,7 @@ class Raft(Following):
 
     def status(self) -> dict[str, Any]:
         """JSON-able; the `groups` item of GET /v1/raft/status."""
+        listed = self.membership.listed
         return {
             "group_id": self.group,
             "term": self.term,
@@ -126,6 +128,7 @@ class Raft(Following):
             "elections": dict(self.counters),
             "backoff_ms": self.backoff_ms,
             "quiescent": self.quiescent,
+            "removed": bool(self.removed_at or (self.membership.members and not listed)),
         }
 
     def check_invariants(self) -> None:
@@ -208,6 +211,8 @@ class Raft(Following):
 
     def _on_receive(self, event: fx.Receive) -> None:
         message = event.message
+        if isinstance(message, msg.VoteResponse) and message.outside:
+            self._hear_outside(event.peer, message.outside)
         if self.quiescent and not _lets_sleep(message):
             self._rouse()
         if message.term != self.term and not self._admit(event.peer, message):
@@ -235,7 +240,8 @@ class Raft(Following):
         if request.pre or request.term < self.term:
             if request.term >= self.term:
                 return True
-            refusal = msg.VoteResponse(self.group, self.term, False, request.pre)
+            outside = self._outside(peer)
+            refusal = msg.VoteResponse(self.group, self.term, False, request.pre, outside=outside)
             self._send_synced(peer, refusal)
             return False
         if self.hears_leader() and not request.transfer:
