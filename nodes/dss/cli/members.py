@@ -16,6 +16,8 @@ from dss.cli.output import Output, duration
 
 _PATH: Final = "/v1/raft/members"
 _LOOK_EVERY_S: Final = 0.2
+_LINK_WAIT_S: Final = 10.0
+"""The lock nodes look for a node that was away every second or two."""
 _CHANGE_MS: Final = 30_000
 """A change may wait for a leader in each group."""
 
@@ -41,20 +43,31 @@ def remove(args: argparse.Namespace) -> int:
 def replace(args: argparse.Namespace) -> int:
     """Remove the incarnation that was lost, add the one that answers now."""
     client = nodes(args)
-    listed = [m for m in _members(_view(client)) if m["node_id"] == args.node_id]
-    if any(not member["lost_disk"] for member in listed):
-        healthy = all(member["up"] for member in listed)
+    listed = _once_it_answers(client, args.node_id, min(args.wait, _LINK_WAIT_S))
+    if listed and all(member["up"] for member in listed):
         raise CliError(
-            f"{args.node_id} "
-            + (
-                "has the disk that the groups know: there is nothing to replace"
-                if healthy
-                else "does not answer: start it with its new, empty data directory first"
-            )
+            f"{args.node_id} has the disk that the groups know: there is nothing to replace"
+        )
+    if any(not (member["lost_disk"] or member["up"]) for member in listed):
+        raise CliError(
+            f"{args.node_id} does not answer the lock nodes: start it with its new, empty data "
+            "directory, then repeat this",
+            EXIT_TRY_AGAIN,
+            "unavailable",
         )
     if listed:
         _remove(client, args.node_id)
     return add(args)
+
+
+def _once_it_answers(client: Nodes, node_id: str, wait_s: float) -> list[dict[str, Any]]:
+    """Its rows as soon as every group's leader has heard from it, or after `wait_s`."""
+    until = time.monotonic() + wait_s
+    while True:
+        listed = [m for m in _members(_view(client)) if m["node_id"] == node_id]
+        if all(m["lost_disk"] or m["up"] for m in listed) or time.monotonic() >= until:
+            return listed
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _remove(client: Nodes, node_id: str) -> dict[str, Any]:

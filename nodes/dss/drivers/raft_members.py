@@ -92,12 +92,13 @@ class RaftMembers:
             The view. A node that is a member already is left as it is.
 
         Raises:
-            Invalid: RAFT_PEERS does not list it.
+            Invalid: RAFT_PEERS does not list it; it is no lock node.
             Unavailable: it cannot be reached.
             Conflict: `other_incarnation`, `change_under_way`, `not_empty`.
         """
         known = [node.id for node in self._config.raft_peers]
         if node_id not in known:
+            self._refuse_other_roles(node_id)
             raise Invalid(
                 f"RAFT_PEERS of {self._config.node_id} does not list {node_id} (it lists "
                 f"{', '.join(known)}): set it on every lock node, restart them one after "
@@ -110,12 +111,25 @@ class RaftMembers:
 
         Raises:
             NotFound: no group has it.
+            Invalid: it is no lock node.
             Conflict: `breaks_quorum`, `change_under_way`, `last_voter`.
         """
         view = await self.view()
         if not any(node_id == m["node_id"] for g in view["groups"] for m in g["members"]):
+            self._refuse_other_roles(node_id)
             raise NotFound(f"{node_id} is a member of no group of the lock nodes")
         return await self._everywhere(_Step(REMOVE, GROUPS[0], node_id))
+
+    def _refuse_other_roles(self, node_id: str) -> None:
+        role = self._config.role_of(node_id)
+        if role == "queue":
+            raise Invalid(
+                f"{node_id} is a queue node: only the lock nodes' groups can change their members "
+                "so far. With its old data directory it goes on by itself; if that is lost, its "
+                "partitions run on with their other replicas, and it cannot be let in again yet"
+            )
+        if role == "cache":
+            raise Invalid(f"{node_id} is a cache node: it belongs to no Raft group; just start it")
 
     async def _everywhere(self, step: _Step) -> dict[str, Any]:
         for group in GROUPS:

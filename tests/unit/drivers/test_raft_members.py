@@ -132,6 +132,14 @@ def test_refusals__name_the_rule(tmp_path):
             await service.add("lock-9")
         with pytest.raises(NotFound):
             await service.remove("lock-9")
+        service._config = msgspec.structs.replace(
+            service._config, queue_nodes=tuple(specs("queue-1")), cache_peers=tuple(specs("c-1"))
+        )
+        for change in (service.add, service.remove):
+            with pytest.raises(Invalid, match="queue-1 is a queue node"):
+                await change("queue-1")
+            with pytest.raises(Invalid, match="c-1 is a cache node"):
+                await change("c-1")
         leader = leader_of(cluster)
         dead, alive = (node for node in cluster if node is not leader)
         await stop(dead)
