@@ -41,6 +41,10 @@ class Snapshotting:
 
     Args:
         every_entries, every_bytes: a group's snapshot is due after so much has been applied.
+
+    Attributes:
+        chunk_bytes: of one piece on the wire.
+        inline_rows: a larger machine's state is encoded in a thread.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class Snapshotting:
         self._store = store
         self._every_entries = every_entries
         self._every_bytes = every_bytes
+        self.chunk_bytes = limits.SNAPSHOT_CHUNK_BYTES
+        self.inline_rows = limits.SNAPSHOT_INLINE_ROWS
         self.taken = 0
         self.installed = 0
 
@@ -94,10 +100,7 @@ class Snapshotting:
         group.applied_bytes = 0
         mark = SnapshotMark(index, term, log_ms, group.configuration)
         machine = group.machine
-        if (
-            isinstance(machine, PiecewiseMachine)
-            and machine.snapshot_rows() > limits.SNAPSHOT_INLINE_ROWS
-        ):
+        if isinstance(machine, PiecewiseMachine) and machine.snapshot_rows() > self.inline_rows:
             self._cut(group, mark, machine.snapshot_pieces())
         else:
             self._save(group, mark, machine.snapshot())
@@ -161,9 +164,7 @@ class Snapshotting:
         meta = self._store.meta(group.gid, effect.index)
         if meta is None:
             return  # given up and pruned since: the core goes on with the newest one
-        data, size = self._store.read(
-            group.gid, effect.index, effect.offset, limits.SNAPSHOT_CHUNK_BYTES
-        )
+        data, size = self._store.read(group.gid, effect.index, effect.offset, self.chunk_bytes)
         self._engine.hooks.send(
             effect.peer,
             SnapshotChunk(
