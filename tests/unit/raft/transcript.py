@@ -79,6 +79,8 @@ def describe(message: msg.RaftMessage) -> str:
         case msg.VoteResponse():
             name = "pre-vote" if message.pre else "vote"
             why = ", your log is behind" if message.behind else ""
+            if message.outside:
+                why += f", you are no member at {message.outside}"
             return f"{name} {'granted' if message.granted else 'refused'}, {term}{why}"
         case msg.AppendRequest():
             return (
