@@ -14,34 +14,33 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from dss.base.errors import EXIT_TRY_AGAIN
+from dss.base.errors import EXIT_TRY_AGAIN, DssError
 from dss.cli.http import CliError
 from dss.client import LockLost
-from dss.client.sync import Client, Held
+from dss.client.sync import Held, LockHandle
 
 _KILL_AFTER_S = 5.0
 """From SIGTERM to SIGKILL for a command whose lock is lost."""
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
-def run_holding(
-    client: Client, name: str, command: Sequence[str], ttl_s: float, wait_s: float, *, shared: bool
-) -> int:
-    """Run `command` while holding the lock; its exit code, 128 + n for signal n.
+def run_holding(handle: LockHandle, held: Held, command: Sequence[str]) -> int:
+    """Run `command`, then give the lock back; its exit code, 128 + n for signal n.
 
     Raises:
-        DssError: the lock was not granted.
-        CliError: it was lost, and the command has been stopped: code 75.
+        CliError: the lock was lost, and the command has been stopped: code 75.
     """
-    handle = client.lock(name, ttl=ttl_s, wait=wait_s, shared=shared)
-    held = handle.acquire()
     changed = threading.Event()
     code = None
-    # Lost when the command has ended well: it had the lock while it ran.
-    with contextlib.suppress(LockLost), held.guard(on_lost=changed.set):
-        code = _run(command, held, changed)
+    try:
+        # Lost when the command has ended well: it had the lock while it ran.
+        with contextlib.suppress(LockLost), held.guard(on_lost=changed.set):
+            code = _run(command, held, changed)
+    finally:
+        with contextlib.suppress(DssError):  # its session ends with this process at the latest
+            handle.release()
     if code is None:
-        raise _lost(held, "it was not started")
+        raise _lost(held, f"{command[0]} was not started")
     return code
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from dss.cli.output import style_of
+
 
 class LiveOutput:
     """`with LiveOutput() as live`, then `live.update(...)` as often as there is news."""
@@ -40,6 +42,6 @@ class LiveOutput:
         for name in header:
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(cell, style=style_of(cell)) for cell in row))
         now = Text(time.strftime("%H:%M:%S"), style="dim")
         self._live.update(Group(*(Text(line) for line in lines), table, now), refresh=True)

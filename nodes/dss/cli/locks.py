@@ -11,6 +11,7 @@ from dss.base.limits import LIST_ITEMS_MAX
 from dss.cli.connect import nodes, sdk
 from dss.cli.http import CliError, query, segment
 from dss.cli.output import Output, duration
+from dss.cli.patience import patience
 from dss.cli.taking import Taking, end_session, open_session
 
 
@@ -20,7 +21,8 @@ def acquire(args: argparse.Namespace) -> int:
     session = args.session or open_session(client, args.ttl)
     try:
         ttl_s = None if args.session else args.ttl
-        granted = Taking(client, args.name, session, args.shared, ttl_s).wait(args.wait)
+        with patience(args):
+            granted = Taking(client, args.name, session, args.shared, ttl_s).wait(args.wait)
     except CliError:
         if not args.session:
             end_session(client, session)
@@ -57,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
     from dss.cli.hold import run_holding
 
     with sdk(args) as client:
-        return run_holding(
-            client, args.name, args.command_line, args.ttl, args.wait, shared=args.shared
-        )
+        with patience(args):
+            handle = client.lock(args.name, ttl=args.ttl, wait=args.wait, shared=args.shared)
+            held = handle.acquire()
+        return run_holding(handle, held, args.command_line)
 
 
 def ls(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from dss.base.errors import (
     Overloaded,
     Unavailable,
 )
-from dss.base.limits import NODES_PER_ROLE_MAX
+from dss.base.limits import NODES_PER_ROLE_MAX, SESSION_TTL_MS_MAX, SESSION_TTL_MS_MIN
 
 _INTERRUPTED = 130
 _TRY_AGAIN_CODES = ("lock_timeout", "deadlock")
@@ -205,7 +205,7 @@ def _add_lock(commands: _Commands) -> None:
     for leaf, ttl in ((acquire, 60.0), (run, 10.0)):
         leaf.add_argument("name", metavar="NAME")
         leaf.add_argument("--shared", action="store_true", help="beside other shared holders")
-        leaf.add_argument("--ttl", type=_seconds, default=ttl, metavar="SECONDS",
+        leaf.add_argument("--ttl", type=_ttl, default=ttl, metavar="SECONDS",
                           help=f"the session's time to live (default {ttl:g})")  # fmt: skip
         leaf.add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS",
                           help="how long to wait for the lock (default 0)")  # fmt: skip
@@ -299,6 +299,14 @@ def _seconds(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 365 * 86_400:
         raise argparse.ArgumentTypeError(f"expected seconds, such as 0.5 or 30, got {text}")
+    return value
+
+
+def _ttl(text: str) -> float:
+    value = _seconds(text)
+    low, high = SESSION_TTL_MS_MIN / 1_000, SESSION_TTL_MS_MAX / 1_000
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected {low:g} to {high:g} seconds, got {text}")
     return value
 
 

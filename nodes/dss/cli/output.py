@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 
 class Output:
@@ -62,11 +62,24 @@ class Output:
         for name in header:
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(cell, style=style_of(cell)) for cell in row))
         Console(file=self._out, no_color=bool(os.environ.get("NO_COLOR"))).print(table)
 
     def _write(self, line: str) -> None:
         self._out.write(line + "\n")
+
+
+_GOOD: Final = ("leader", "ready", "up", "holds")
+_WRONG: Final = ("down", "does not answer", "its disk was lost", "no leader")
+
+
+def style_of(cell: str) -> str:
+    """A colour for what a reader looks for: who leads, who waits, what is wrong."""
+    if cell in _GOOD or cell.startswith("leads "):
+        return "green"
+    if cell.startswith("waits"):
+        return "yellow"
+    return "red" if cell.startswith(_WRONG) else ""
 
 
 def _cell(value: object) -> str:
@@ -88,7 +101,8 @@ def duration(ms: float | None) -> str:
     if ms < 1_000:
         return f"{ms:.0f} ms"
     if ms < 120_000:
-        return f"{ms / 1_000:g} s" if ms < 10_000 else f"{ms / 1_000:.0f} s"
+        text = f"{ms / 1_000:.1f}" if ms < 10_000 else f"{ms / 1_000:.0f}"
+        return text.removesuffix(".0") + " s"
     if ms < 7_200_000:
         return f"{ms / 60_000:.0f} min"
     return f"{ms / 3_600_000:.0f} h"
