@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from dss.cli.http import DEFAULT_ENDPOINTS, Nodes
@@ -26,7 +25,7 @@ def nodes(args: argparse.Namespace) -> Nodes:
     )
 
 
-def sdk(args: argparse.Namespace) -> AbstractContextManager[Client]:
+def sdk(args: argparse.Namespace) -> Client:
     """The same with the SDK, for what keeps a session; others see it as `host:pid`."""
     from dss.client.sync import connect
 

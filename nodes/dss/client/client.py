@@ -12,7 +12,7 @@ What must not live here: anything but putting the parts together.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -44,18 +44,23 @@ class Client:
     """A connected client; get one from `connect`. It belongs to one event loop."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, nodes: Nodes, requests: Requests, locks: Locks
+        self,
+        http: aiohttp.ClientSession,
+        nodes: Nodes,
+        requests: Requests,
+        locks: Locks,
+        stack: AsyncExitStack,
     ) -> None:
         self._locks = locks
+        self._stack = stack
         self._requests = requests
         self._queues = Calls(http, nodes, "queue", "/v1/queues:stream")
         self._caches = Calls(http, nodes, "cache", "/v1/cache:stream")
         self.cache = Cache(self._caches, self._requests)
 
-    async def close(self) -> None:
-        """Disconnect from queues and cache; locks end by themselves."""
-        await self._queues.close()
-        await self._caches.close()
+    async def aclose(self) -> None:
+        """Give back all that is held, and disconnect. `async with connect(…)` does it."""
+        await self._stack.aclose()
 
     def lock(
         self,
@@ -188,16 +193,22 @@ def connect(
 
 
 class Connection:
-    """What `connect` gives: `async with` connects, and disconnects at the end."""
+    """What `connect` gives: `async with` connects, and disconnects at the end.
+
+    `client = await connect(…)` is for a client that lives longer: end it by `client.aclose()`.
+    """
 
     def __init__(self, endpoints: Sequence[str], headers: dict[str, str], name: str) -> None:
         self._endpoints = endpoints
         self._headers = headers
         self._name = name
-        self._stack: AsyncExitStack | None = None
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self.__aenter__().__await__()
 
     async def __aenter__(self) -> Client:
-        if self._stack is not None:
+        if self._client is not None:
             raise DssError("this connection is in use: call connect() for another one")
         async with AsyncExitStack() as stack:
             # No limit: each request is bounded by its own time, and waits must not block others.
@@ -208,16 +219,17 @@ class Connection:
             requests = Requests(http, nodes)
             stream = LockStream(nodes.locks, http=http, on_push=lambda _, body: locks.pushed(body))
             locks = Locks(LockCalls(stream, requests), partial(LockNews, http, nodes), self._name)
-            client = Client(http, nodes, requests, locks)
-            for close in (stream.close, locks.close, client.close):
+            kept = AsyncExitStack()
+            client = self._client = Client(http, nodes, requests, locks, kept)
+            for close in (stream.close, locks.close, client._queues.close, client._caches.close):
                 stack.push_async_callback(close)
-            self._stack = stack.pop_all()
+            kept.push_async_callback(stack.pop_all().aclose)
         return client
 
     async def __aexit__(self, *error: object) -> None:
-        stack, self._stack = self._stack, None
-        assert stack is not None, "left without being entered"
-        await stack.aclose()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(

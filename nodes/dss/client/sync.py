@@ -13,6 +13,8 @@ may be called from any thread. A thread cannot be cancelled: ask `held.check()`,
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,12 +45,18 @@ class _Loop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dss", daemon=True)
         self._thread.start()
+        self._pid = os.getpid()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result; Ctrl-C cancels it."""
-        if self._loop.is_closed():
+        if self._loop.is_closed() or self._pid != os.getpid():
             work.close()
-            raise Closed
+            if self._pid == os.getpid():
+                raise Closed
+            raise Closed(  # threads do not come along, and what is held is the parent's
+                f"this client belongs to process {self._pid}, which has forked this one "
+                f"({os.getpid()}): connect here again"
+            )
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -57,6 +65,8 @@ class _Loop:
             raise
 
     def close(self) -> None:
+        if self._loop.is_closed() or self._pid != os.getpid():
+            return
         self.run(self._loop.shutdown_asyncgens())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -300,12 +310,32 @@ class Cache:
 
 
 class Client:
-    """A connected client; get one from `connect`. Arguments are those of `dss.client.Client`."""
+    """A connected client; get one from `connect`. Arguments are those of `dss.client.Client`.
+
+    `with` closes it at the end; without, call `close`. One that is left open closes with the
+    process. It does not survive a fork: connect in the child.
+    """
 
     def __init__(self, loop: _Loop, inner: aio.Client) -> None:
         self._loop = loop
         self._inner = inner
         self.cache = Cache(loop, inner)
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Give back all that is held, and disconnect."""
+        atexit.unregister(self.close)
+        try:
+            self._loop.run(self._inner.aclose())
+        except Closed:
+            return  # closed before, or the parent's
+        self._loop.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def lock(
         self,
@@ -399,25 +429,17 @@ class Client:
         return Queue(self._loop, self._inner.queue(name))
 
 
-@contextmanager
 def connect(
     endpoints: str | Sequence[str] | None = None,
     *,
     token: str | None = None,
     name: str = "",
     headers: Mapping[str, str] | None = None,
-) -> Iterator[Client]:
+) -> Client:
     """A client for the cluster behind `endpoints`; arguments as of `dss.client.connect`."""
+    opened = aio.connect(endpoints, token=token, name=name, headers=headers)
     loop = _Loop()
-    try:
-        opened = aio.connect(endpoints, token=token, name=name, headers=headers)
-        client = loop.run(_enter(opened))
-        try:
-            yield Client(loop, client)
-        finally:
-            loop.run(_leave(opened))
-    finally:
-        loop.close()
+    return Client(loop, loop.run(_enter(opened)))
 
 
 def _inner(session: Session | None) -> sessions.Session | None:
