@@ -103,7 +103,7 @@ class Snapshotting:
         if isinstance(machine, PiecewiseMachine) and machine.snapshot_rows() > self.inline_rows:
             self._cut(group, mark, machine.snapshot_pieces())
         else:
-            self._save(group, mark, machine.snapshot())
+            self._save(group, mark, [machine.snapshot()])
 
     def _cut(self, group: Group, mark: SnapshotMark, pieces: Iterator[bytes]) -> None:
         """Encode a large state in a thread. The group goes on appending, acknowledging and beating
@@ -112,14 +112,14 @@ class Snapshotting:
         cut: list[bytes] = []
 
         def work() -> None:
-            cut.append(b"".join(pieces))
+            cut.extend(pieces)
 
         def done() -> None:
             if mark.index <= group.snapshot_index:
                 group.snapshot_busy = False
                 return  # the leader's snapshot overtook ours, and changed the state below it
             group.cutting = False
-            self._save(group, mark, cut[0])
+            self._save(group, mark, cut)
             applying = self._engine.applying
             applying.apply(group)
             applying.flush()
@@ -127,11 +127,12 @@ class Snapshotting:
 
         self._engine.hooks.offload(work, done)
 
-    def _save(self, group: Group, mark: SnapshotMark, data: bytes) -> None:
+    def _save(self, group: Group, mark: SnapshotMark, pieces: list[bytes]) -> None:
         index, term, log_ms, configuration = msgspec.structs.astuple(mark)
+        size = sum(map(len, pieces))
 
         def work() -> None:
-            self._store.save(group.gid, index, term, log_ms, configuration, data)
+            self._store.save(group.gid, index, term, log_ms, configuration, pieces)
 
         def done() -> None:
             group.snapshot_busy = False
@@ -141,7 +142,7 @@ class Snapshotting:
             self.taken += 1
             self._engine.wal.snapshot(group.gid, index, term, log_ms, configuration)
             self._engine.unsynced = True
-            group.inbox.append(fx.SnapshotTaken(index, term, log_ms, len(data)))
+            group.inbox.append(fx.SnapshotTaken(index, term, log_ms, size))
             self._engine.touch(group)
             self._engine.hooks.wake()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
 import msgspec
@@ -161,16 +162,18 @@ class SnapshotStore:
         term: int,
         log_ms: int,
         configuration: Configuration,
-        data: bytes,
+        pieces: Sequence[bytes],
     ) -> None:
         """Write a snapshot; durable when this returns. Blocks: run it in a thread if large."""
-        if len(data) > limits.SNAPSHOT_BYTES_MAX:
-            raise Invalid(_too_large(len(data)))
-        meta = SnapshotMeta(group, index, term, log_ms, configuration, len(data))
+        size = sum(map(len, pieces))
+        if size > limits.SNAPSHOT_BYTES_MAX:
+            raise Invalid(_too_large(size))
+        meta = SnapshotMeta(group, index, term, log_ms, configuration, size)
         writer = SnapshotReceiver(self, meta, f"save-{group}.tmp")
         try:
-            for offset in range(0, len(data), limits.MIB):
-                writer.write_chunk(offset, data[offset : offset + limits.MIB])
+            for piece in pieces:
+                for at in range(0, len(piece), limits.MIB):
+                    writer.write_chunk(writer.received, piece[at : at + limits.MIB])
             writer.finish()
         except OSError:
             writer.abandon()

@@ -26,11 +26,20 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
 def test_saved__loads_back(files: Files, size: int) -> None:
-    SnapshotStore(files).save(1, 50, 3, 777, ABC, DATA[:size])
+    SnapshotStore(files).save(1, 50, 3, 777, ABC, [DATA[:size]])
     store = SnapshotStore(files)
     assert store.load(1, 50) == DATA[:size]
     assert store.latest(1) == SnapshotMeta(1, 50, 3, 777, ABC, size)
     assert store.meta(1, 50) == store.latest(1)
+
+
+@pytest.mark.parametrize("piece", [1_000, BLOCK, BLOCK + 7, 2 * limits.MIB])
+def test_saved_in_pieces__is_the_same_file(files: Files, piece: int) -> None:
+    store = SnapshotStore(files)
+    data = DATA * 12
+    store.save(1, 50, 3, 777, ABC, [data])
+    store.save(2, 50, 3, 777, ABC, [data[at : at + piece] for at in range(0, len(data), piece)])
+    assert store.load(1, 50) == store.load(2, 50) == data
 
 
 def test_nothing_saved__nothing_found(files: Files) -> None:
@@ -43,7 +52,7 @@ def test_nothing_saved__nothing_found(files: Files) -> None:
 
 def test_pieces__are_read_at_any_offset(files: Files) -> None:
     store = SnapshotStore(files)
-    store.save(1, 50, 3, 777, ABC, DATA)
+    store.save(1, 50, 3, 777, ABC, [DATA])
     for offset in (0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 5, len(DATA) - 1, len(DATA)):
         for size in (0, 1, 100, BLOCK, len(DATA)):
             assert store.read(1, 50, offset, size) == (DATA[offset : offset + size], len(DATA))
@@ -60,7 +69,7 @@ def test_received_in_chunks__is_the_same_snapshot(files: Files, chunk: int) -> N
         assert receiver.write_chunk(offset, DATA[offset : offset + chunk]) == receiver.received
     receiver.finish()
     assert SnapshotStore(files).load(1, 50) == DATA
-    store.save(2, 50, 3, 777, ABC, DATA)
+    store.save(2, 50, 3, 777, ABC, [DATA])
     assert store.read(2, 50, 5, 99) == store.read(1, 50, 5, 99)
 
 
@@ -99,7 +108,7 @@ def test_abandoned_and_left_over_files__are_gone(files: Files) -> None:
 def test_prune__removes_older_ones_of_that_group_only(files: Files) -> None:
     store = SnapshotStore(files)
     for group, index in ((1, 10), (1, 20), (1, 30), (2, 10)):
-        store.save(group, index, 1, 1, ABC, b"data")
+        store.save(group, index, 1, 1, ABC, [b"data"])
     assert store.prune(1, 20) == 1
     assert store.meta(1, 10) is None
     assert store.load(1, 20) == store.load(2, 10) == b"data"
@@ -110,7 +119,7 @@ def test_prune__removes_older_ones_of_that_group_only(files: Files) -> None:
 
 def test_every_byte_flipped__is_refused() -> None:
     files = SimFiles(Random(1))
-    SnapshotStore(files).save(1, 50, 3, 777, configuration("a"), DATA[: BLOCK + 40])
+    SnapshotStore(files).save(1, 50, 3, 777, configuration("a"), [DATA[: BLOCK + 40]])
     (name,) = files.list()
     size = len(files.contents(name))
     header = list(range(120))
@@ -126,7 +135,7 @@ def test_every_byte_flipped__is_refused() -> None:
 
 def test_cut_off_anywhere__is_refused() -> None:
     files = SimFiles(Random(1))
-    SnapshotStore(files).save(1, 50, 3, 777, configuration("a"), DATA[:300])
+    SnapshotStore(files).save(1, 50, 3, 777, configuration("a"), [DATA[:300]])
     (name,) = files.list()
     for size in range(len(files.contents(name))):
         damaged = files.copy()
@@ -138,7 +147,7 @@ def test_cut_off_anywhere__is_refused() -> None:
 def test_damage_in_one_block__leaves_the_others_readable() -> None:
     files = SimFiles(Random(1))
     store = SnapshotStore(files)
-    store.save(1, 50, 3, 777, ABC, DATA)
+    store.save(1, 50, 3, 777, ABC, [DATA])
     (name,) = files.list()
     files.flip(name, len(files.contents(name)) // 2, 0)
     assert store.read(1, 50, 0, BLOCK)[0] == DATA[:BLOCK]
@@ -148,7 +157,7 @@ def test_damage_in_one_block__leaves_the_others_readable() -> None:
 
 def test_another_snapshots_file_under_this_name__is_refused(files: Files) -> None:
     store = SnapshotStore(files)
-    store.save(1, 50, 3, 777, ABC, b"one")
+    store.save(1, 50, 3, 777, ABC, [b"one"])
     files.rename(files.list()[0], "0000000002-0000000000000050.snap")
     with pytest.raises(CorruptData, match="another snapshot"):
         store.load(2, 50)
@@ -157,11 +166,11 @@ def test_another_snapshots_file_under_this_name__is_refused(files: Files) -> Non
 def test_saved_again_over_a_damaged_one__is_mended() -> None:
     files = SimFiles(Random(1))
     store = SnapshotStore(files)
-    store.save(1, 50, 3, 777, ABC, b"some data")
-    store.save(1, 50, 3, 777, ABC, b"some data")
+    store.save(1, 50, 3, 777, ABC, [b"some data"])
+    store.save(1, 50, 3, 777, ABC, [b"some data"])
     (name,) = files.list()
     files.flip(name, len(files.contents(name)) - 10, 1)
-    store.save(1, 50, 3, 777, ABC, b"some data")
+    store.save(1, 50, 3, 777, ABC, [b"some data"])
     assert SnapshotStore(files).load(1, 50) == b"some data"
 
 
@@ -169,11 +178,11 @@ def test_full_disk__leaves_no_file_behind() -> None:
     files = SimFiles(Random(1), capacity_bytes=1000)
     store = SnapshotStore(files)
     with pytest.raises(OSError, match="No space left"):
-        store.save(1, 50, 3, 777, ABC, DATA)
+        store.save(1, 50, 3, 777, ABC, [DATA])
     assert files.list() == []
     files.fail["datasync"] = [errno.EIO]
     with pytest.raises(OSError, match="Input/output"):
-        store.save(1, 50, 3, 777, ABC, b"small")
+        store.save(1, 50, 3, 777, ABC, [b"small"])
     assert files.list() == []
 
 
@@ -198,9 +207,9 @@ def test_death_in_every_operation__whole_or_absent() -> None:
 def _save_and_prune(files: SimFiles, done: list[int] | None = None) -> None:
     store = SnapshotStore(files)
     done = done if done is not None else [0]
-    store.save(1, 10, 1, 1, ABC, DATA[:1000])
+    store.save(1, 10, 1, 1, ABC, [DATA[:1000]])
     done[0] = 10
-    store.save(1, 20, 1, 1, ABC, DATA[:2000])
+    store.save(1, 20, 1, 1, ABC, [DATA[:2000]])
     done[0] = 20
     store.prune(1, 20)
     files.sync_dir()
