@@ -31,6 +31,8 @@ class Chaos:
             max_append_bytes=self.rng.choice([60, 10_000]),
             max_apply_entries=self.rng.choice([3, 1_000]),
             quiesce_after=seed % 3,
+            snapshot_keep_ms=self.rng.choice([200, 60_000]),
+            transfer_log_bytes_max=self.rng.choice([100, 10_000_000]),
         )
         self.loss = self.rng.choice([0.0, 0.05, 0.2])
         self.doubles = self.rng.choice([0.0, 0.1])
@@ -151,6 +153,7 @@ class Chaos:
             cluster.run(2_000)
             if isinstance(refused, fx.Proposed):
                 break
+        assert not any(node.raft.status()["removed"] for node in cluster.nodes.values())
         machines = [node.machine for node in cluster.nodes.values()]
         assert all(machine == machines[0] for machine in machines)
         assert machines[0][-1] == b"last"
