@@ -9,6 +9,8 @@ import inspect
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -27,6 +29,7 @@ import dss.client.sync
 import dss.guards
 from dss.client import DeadlockError, LockLost, clock_s, connect
 from dss.client import client as client_module
+from dss.client.errors import Closed
 from dss.client.stream import LockStream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
@@ -365,3 +368,47 @@ def test_answers_lost_over_http__are_asked_for_by_key_and_nothing_happens_twice(
     asyncio.run(main())
     assert len(keys) > 20
     assert all(count == 2 for count in keys.values()), keys
+
+
+def test_blocking_client_without_with__ends_with_its_process_and_not_in_a_fork(
+    cluster: Cluster,
+) -> None:
+    script = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from dss.client import sync
+from dss.client.errors import Closed
+client = sync.connect(sys.argv[1])
+held = client.lock("forked", ttl=600).acquire()
+child = os.fork()
+if not child:
+    try:
+        client.lock("other").acquire()
+    except Closed as closed:
+        os._exit(7 if "connect here again" in str(closed) else 8)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+held.check()
+print(held)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, cluster.url("lock-1")],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('<Held "forked" exclusive, token ')
+    assert request("GET", f"{cluster.url('lock-2')}/v1/locks/forked").body["holders"] == []
+
+
+def test_awaited_connection__lives_until_it_is_closed(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        client = await connect(cluster.url("lock-1"))
+        held = await client.lock("awaited", ttl=600).acquire()
+        held.check()
+        await client.aclose()
+        with pytest.raises(Closed):
+            await client.lock("awaited").acquire()
+        with pytest.raises(AttributeError, match="async with connect"):
+            connect(cluster.url("lock-1")).lock("awaited")  # type: ignore[attr-defined]
+
+    asyncio.run(scenario())
+    assert request("GET", f"{cluster.url('lock-2')}/v1/locks/awaited").body["holders"] == []

@@ -41,7 +41,12 @@ DEFAULT_TTL_S = SESSION_TTL_MS_DEFAULT / 1_000
 
 
 class Client:
-    """A connected client; get one from `connect`. It belongs to one event loop."""
+    """A connected client; get one from `connect`. It belongs to one event loop.
+
+    Example:
+        async with connect() as client, client.lock("orders/42") as held:
+            print(held.token)
+    """
 
     def __init__(
         self,
@@ -176,14 +181,19 @@ def connect(
 ) -> Connection:
     """A client for the cluster behind `endpoints`; nodes may start later than it.
 
-        async with connect("http://127.0.0.1:8001", name="worker-7") as client: ...
-
     Args:
         endpoints: base URLs of any nodes, or of an ingress; comma-separated or a sequence. One is
             enough: it tells of the others. Default: DSS_ENDPOINTS, else the local ports.
         token: bearer token; default: DSS_TOKEN.
         name: what people see in messages about this client's sessions.
         headers: sent with every request; for an ingress that wants a certain Host.
+
+    Example:
+        async with connect(name="worker-7") as client:
+            async with client.lock("orders/42", ttl=10, wait=5) as held:
+                held.check()
+        client = await connect()  # for as long as a program runs
+        await client.aclose()
     """
     sent = dict(headers or {})
     token = token or os.environ.get("DSS_TOKEN") or None

@@ -26,7 +26,12 @@ LOOK_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who leads."""
+    """Who leads.
+
+    Example:
+        leader = await client.election("scheduler").leader()
+        print("nobody" if leader is None else (leader.name, leader.token))
+    """
 
     name: str
     """What its client is called (`connect(name=…)`); without a name `session 0123abcd…`."""
@@ -35,7 +40,14 @@ class Leader:
 
 
 class Election:
-    """Get one from `client.election(name)`."""
+    """Get one from `client.election(name)`.
+
+    Example:
+        election = client.election("scheduler", ttl=5)
+        async with election as leading, leading.guard():
+            leader = await election.leader()
+            assert leader is not None and leader.token == leading.token
+    """
 
     def __init__(self, locks: Locks, want: Want) -> None:
         self._locks = locks

@@ -53,7 +53,17 @@ class Closed(DssError):
 
 
 class LockTimeout(Conflict):
-    """Busy for all of `wait`; the message says who has it and where one stood in line."""
+    """Busy for all of `wait`; the message says who has it and where one stood in line.
+
+    Example:
+        holder = client.lock("busy")
+        await holder.acquire()
+        try:
+            await client.lock("busy", wait=0.1).acquire()
+        except LockTimeout as busy:
+            print(busy)  # who holds it, for how long, where one stood in line
+        await holder.release()
+    """
 
 
 class DeadlockError(Conflict):
@@ -61,6 +71,14 @@ class DeadlockError(Conflict):
 
     It still holds what it held. Release that and start over, or enter the same handle again: it
     has its old place in line.
+
+    Example:
+        async with client.lock("a"):
+            try:
+                async with client.lock("a"):  # would wait for itself
+                    pass
+            except DeadlockError as deadlock:
+                print([step["name"] for step in deadlock.cycle])
     """
 
     @property

@@ -19,6 +19,13 @@ class LockHandle:
     """`async with client.lock(...) as held`: acquired on entry, released on exit.
 
     After a `deadlock` the same handle entered again has its old place in line.
+
+    Example:
+        async with client.lock("orders/42", wait=5) as held:
+            print(held.token)
+        handle = client.lock("manual")
+        await handle.acquire()
+        await handle.release()
     """
 
     def __init__(self, locks: Locks, want: Want, owner: str = "") -> None:
@@ -88,7 +95,15 @@ class LockHandle:
 
 
 class RwLock:
-    """`client.rwlock(name)`: any number of readers, or one writer."""
+    """`client.rwlock(name)`: any number of readers, or one writer.
+
+    Example:
+        lock = client.rwlock("catalogue")
+        async with lock.read() as held:
+            await held.upgrade(wait=5)
+        async with lock.write():
+            pass
+    """
 
     def __init__(self, locks: Locks, reader: Want, writer: Want, owner: str = "") -> None:
         self._locks = locks

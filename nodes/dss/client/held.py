@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 
 class LockLost(Conflict):
-    """The lock may be somebody else's: what it protected must not be touched any more."""
+    """The lock may be somebody else's: what it protected must not be touched any more.
+
+    Example:
+        async with client.lock("report") as held:
+            held.lose("for this example")
+            try:
+                held.check()
+            except LockLost as lost:
+                print(lost.name, lost.reason)
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -37,6 +46,11 @@ class Held:
             smaller tokens is safe from late holders.
         tokens: of several locks, by name.
         mode: `exclusive`, `shared` or `semaphore`.
+
+    Example:
+        async with client.lock("orders/42") as held:
+            print(held.token, held.safe_until - clock_s())
+            held.check()  # raises LockLost when it is not safe any more
     """
 
     def __init__(
@@ -127,7 +141,12 @@ class Held:
 
 
 class Guard:
-    """Cancels the block inside when the lock is lost; get one from `held.guard()`."""
+    """Cancels the block inside when the lock is lost; get one from `held.guard()`.
+
+    Example:
+        async with client.lock("report") as held, held.guard():
+            await asyncio.sleep(0.01)  # the work
+    """
 
     def __init__(self, held: Held) -> None:
         self._held = held

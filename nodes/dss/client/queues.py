@@ -20,7 +20,14 @@ from dss.client.requests import Requests, segment
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A received message; `receipt` names this delivery until its visibility ends."""
+    """A received message; `receipt` names this delivery until its visibility ends.
+
+    Example:
+        await client.queue("mails").send({"to": "a@example.org"})
+        for message in await client.queue("mails").receive(10, wait=1):
+            print(message.id, message.body, message.deliveries)
+            await client.queue("mails").ack(message)
+    """
 
     id: str
     receipt: str
@@ -42,7 +49,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Queue:
-    """One queue. Get it from `client.queue(name)`; it holds no connection of its own."""
+    """One queue. Get it from `client.queue(name)`; it holds no connection of its own.
+
+    Example:
+        queue = client.queue("mails")
+        print(await queue.send({"to": "a@example.org"}, key="a"))
+        await queue.ack(*await queue.receive(10, wait=1))
+    """
 
     def __init__(self, calls: Calls, requests: Requests, name: str) -> None:
         self.name = name

@@ -42,6 +42,11 @@ class Session:
         ttl_ms: it ends when no keepalive has come for so long.
         safe_until_s: on `clock_s()`; until then no node can have ended it.
         lost: it has ended, and all that it held with it.
+
+    Example:
+        async with client.session(ttl=30) as session:
+            async with client.lock("a", session=session):
+                assert session.is_safe
     """
 
     def __init__(self, calls: LockCalls, session_id: str, ttl_ms: int, sent_s: float) -> None:

@@ -74,7 +74,12 @@ class _Loop:
 
 
 class Session:
-    """A live session; get one from `client.session(ttl)`."""
+    """A live session; get one from `client.session(ttl)`.
+
+    Example:
+        with client.session(ttl=30) as session, client.lock("a", session=session):
+            assert session.is_safe
+    """
 
     def __init__(self, session: sessions.Session) -> None:
         self.inner = session
@@ -87,12 +92,20 @@ class Session:
 
 
 class Held:
-    """A lock that is held; see `dss.client.Held`."""
+    """A lock that is held; see `dss.client.Held`.
+
+    Example:
+        with client.lock("orders/42") as held, held.guard(on_lost=lambda: print("lost")):
+            held.check()
+    """
 
     def __init__(self, loop: _Loop, inner: held.Held) -> None:
         self._loop = loop
         self._inner = inner
         self.name = inner.name
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
 
     @property
     def token(self) -> int:
@@ -193,7 +206,12 @@ class _Entered:
 
 
 class LockHandle(_Entered):
-    """`with client.lock(...) as held`; see `dss.client.LockHandle`."""
+    """`with client.lock(...) as held`; see `dss.client.LockHandle`.
+
+    Example:
+        with client.lock("orders/42", wait=5) as held:
+            print(held.token)
+    """
 
     def __init__(self, loop: _Loop, inner: handles.LockHandle) -> None:
         self._loop = loop
@@ -215,7 +233,13 @@ class LockHandle(_Entered):
 
 
 class Election(_Entered):
-    """See `dss.client.Election`."""
+    """See `dss.client.Election`.
+
+    Example:
+        election = client.election("scheduler", ttl=5)
+        with election as leading:
+            assert election.leader().token == leading.token
+    """
 
     def __init__(self, loop: _Loop, inner: election.Election) -> None:
         self._loop = loop
@@ -248,7 +272,12 @@ class Election(_Entered):
 
 
 class RwLock:
-    """`client.rwlock(name)`: any number of readers, or one writer."""
+    """`client.rwlock(name)`: any number of readers, or one writer.
+
+    Example:
+        with client.rwlock("catalogue").read() as held:
+            held.upgrade(wait=5)
+    """
 
     def __init__(self, loop: _Loop, inner: handles.RwLock) -> None:
         self._loop = loop
@@ -264,11 +293,20 @@ class RwLock:
 
 
 class Queue:
-    """See `dss.client.Queue`."""
+    """See `dss.client.Queue`.
+
+    Example:
+        client.queue("mails").send("hello", key="a")
+        client.queue("mails").ack(*client.queue("mails").receive(10, wait=1))
+    """
 
     def __init__(self, loop: _Loop, inner: queues.Queue) -> None:
         self._loop = loop
         self._inner = inner
+
+    def create(self, **settings: Any) -> None:
+        """Make the queue, or change its settings."""
+        self._loop.run(self._inner.create(**settings))
 
     def send(self, body: Any, *, key: str | None = None, delay: float = 0.0, **more: Any) -> str:
         """Send one message; its id."""
@@ -290,7 +328,12 @@ class Queue:
 
 
 class Cache:
-    """See `dss.client.Client.cache`."""
+    """See `dss.client.Client.cache`.
+
+    Example:
+        client.cache.put("price/42", {"eur": 7}, ttl=60)
+        assert client.cache.get("price/42") == {"eur": 7}
+    """
 
     def __init__(self, loop: _Loop, client: aio.Client) -> None:
         self._loop = loop
@@ -314,6 +357,12 @@ class Client:
 
     `with` closes it at the end; without, call `close`. One that is left open closes with the
     process. It does not survive a fork: connect in the child.
+
+    Example:
+        client = connect(name="worker-7")
+        with client.lock("orders/42"):
+            pass
+        client.close()
     """
 
     def __init__(self, loop: _Loop, inner: aio.Client) -> None:
@@ -436,7 +485,12 @@ def connect(
     name: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> Client:
-    """A client for the cluster behind `endpoints`; arguments as of `dss.client.connect`."""
+    """A client for the cluster behind `endpoints`; arguments as of `dss.client.connect`.
+
+    Example:
+        with connect() as client, client.lock("orders/42") as held:
+            print(held.token)
+    """
     opened = aio.connect(endpoints, token=token, name=name, headers=headers)
     loop = _Loop()
     return Client(loop, loop.run(_enter(opened)))

@@ -67,6 +67,10 @@ def aiohttp_guard(check: Check, lock: str | NameOf) -> Middleware:
 
     Args:
         lock: the lock's name, or what gives it for a path.
+
+    Example:
+        app = web.Application(middlewares=[aiohttp_guard(MemoryFences().check, "orders")])
+        headers = {TOKEN_HEADER: "7"}  # what the client sends
     """
     from aiohttp import web
 
@@ -87,6 +91,9 @@ class AsgiGuard:
     """The same for ASGI: `app = AsgiGuard(app, MemoryFences().check, "orders")`.
 
     Only requests are guarded; WebSockets pass.
+
+    Example:
+        app = AsgiGuard(asgi_app, MemoryFences().check, "orders")
     """
 
     def __init__(self, app: AsgiApp, check: Check, lock: str | NameOf) -> None:

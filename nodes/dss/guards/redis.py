@@ -35,6 +35,9 @@ class RedisGuard:
     Args:
         prefix: the newest token of lock `a` is kept at `{prefix}a`, for ever. In a Redis cluster it
             must be in the slot of the keys: name the lock with their {hash tag}.
+
+    Example:
+        RedisGuard(redis).run("orders/42", 7, "SET", "order", "packed")
     """
 
     def __init__(self, client: Client, *, prefix: str = PREFIX) -> None:
@@ -51,7 +54,11 @@ class RedisGuard:
 
 
 class AsyncRedisGuard(RedisGuard):
-    """The same for `redis.asyncio`: `await guard.run(…)`."""
+    """The same for `redis.asyncio`: `await guard.run(…)`.
+
+    Example:
+        await AsyncRedisGuard(async_redis).run("orders/42", 7, "SET", "order", "packed")
+    """
 
     async def run(self, name: str, token: int, command: str, key: str, *args: Any) -> Any:
         """`command key args…`; its result. Raises StaleToken when it was not carried out."""

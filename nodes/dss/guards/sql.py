@@ -35,6 +35,13 @@ class SqlGuard:
         table: where the tokens are; `create` makes it.
         paramstyle: of the driver module: `qmark` (sqlite3), `format` or `pyformat` (psycopg,
             PyMySQL).
+
+    Example:
+        database = sqlite3.connect(":memory:")
+        guard = SqlGuard(paramstyle=sqlite3.paramstyle)
+        guard.create(database.cursor())
+        with database:
+            guard.check(database.cursor(), "orders/42", 7)
     """
 
     def __init__(self, table: str = "dss_fences", *, paramstyle: str = "qmark") -> None:

@@ -13,6 +13,14 @@ class StaleToken(Conflict):
     Attributes:
         token: what the caller sent.
         newest: the largest seen, where it is known.
+
+    Example:
+        fences = MemoryFences()
+        fences.check("orders/42", 8)
+        try:
+            fences.check("orders/42", 7)
+        except StaleToken as stale:
+            print(stale.token, stale.newest)
     """
 
     def __init__(self, name: str, token: int, newest: int | None = None) -> None:
@@ -30,6 +38,10 @@ class MemoryFences:
 
     It forgets with the process and grows by an entry for each name; where either matters, keep the
     tokens beside the data (SqlGuard, RedisGuard). Safe to use from threads.
+
+    Example:
+        fences = MemoryFences()
+        fences.check("orders/42", 7)  # before each use of what the lock protects
     """
 
     def __init__(self) -> None:
