@@ -2,7 +2,7 @@
 
 from dss.client.client import Client, connect
 from dss.client.election import Election, Leader
-from dss.client.errors import DeadlockError, LockTimeout
+from dss.client.errors import Closed, DeadlockError, LockTimeout
 from dss.client.handles import LockHandle, RwLock
 from dss.client.held import Guard, Held, LockLost
 from dss.client.lock_calls import clock_s
@@ -10,6 +10,6 @@ from dss.client.queues import Message, Queue
 from dss.client.sessions import Session
 
 __all__ = [
-    "Client", "DeadlockError", "Election", "Guard", "Held", "Leader", "LockHandle", "LockLost",
-    "LockTimeout", "Message", "Queue", "RwLock", "Session", "clock_s", "connect",
+    "Client", "Closed", "DeadlockError", "Election", "Guard", "Held", "Leader", "LockHandle",
+    "LockLost", "LockTimeout", "Message", "Queue", "RwLock", "Session", "clock_s", "connect",
 ]  # fmt: skip

@@ -42,7 +42,16 @@ _PROBLEM_MEMBERS: Final = ("type", "title", "status", "detail", "code", "message
 
 
 class Closed(DssError):
-    """The client is not connected any more: nothing was sent."""
+    """The client is not connected any more: nothing was sent.
+
+    Example:
+        ended = await connect()
+        await ended.aclose()
+        try:
+            await ended.lock("orders/42").acquire()
+        except Closed as closed:
+            print(closed)
+    """
 
     code = "client_closed"
 
