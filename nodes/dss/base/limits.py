@@ -52,6 +52,9 @@ SNAPSHOT_EVERY_BYTES: Final = 32 * MIB
 """A group is snapshotted after this much log since its last snapshot."""
 BACKOFF_MS_MAX: Final = 60_000
 """How long a member may be asked not to campaign: it must come back if its asker does not."""
+SNAPSHOT_ALIGN_ENTRIES: Final = 1_024
+"""Snapshots are taken at multiples of this index, so that all nodes take the same ones: a transfer
+then goes on where it was after a change of leaders. Entries are applied in steps up to these."""
 SNAPSHOT_KEEP_MS: Final = 60_000
 """A snapshot that is being sent stays, although there are newer ones, until nothing of it has
 arrived for so long: a follower that is only slow, or briefly away, goes on where it was."""

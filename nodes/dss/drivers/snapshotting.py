@@ -62,6 +62,14 @@ class Snapshotting:
     def take_if_due(self, group: Group) -> None:
         if group.snapshot_busy or group.applied_index == group.snapshot_index:
             return
+        align = self._engine.settings.apply_align_entries
+        bytes_max = self._every_bytes + self._every_bytes // 4  # few, large entries do not wait
+        if (
+            group.applied_index % align
+            and self._every_entries >= align
+            and group.applied_bytes < bytes_max
+        ):
+            return  # soon: at an index where the other nodes take theirs
         if (
             group.entries_since_snapshot >= self._every_entries
             or group.applied_bytes >= self._every_bytes

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from dss.base import limits
-from dss.core.locks.commands import Acquire, SessionCreate
+from dss.core.locks.commands import LOG_CODEC, Acquire, SessionCreate
 from dss.core.locks.machine import LockMachine
+from dss.core.machine import join_items
 from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
 from dss.core.raft.leadership import Leadership
@@ -41,7 +42,7 @@ class Answers:
 class Loop:
     """The engine's hooks. What is offloaded waits until a test runs it."""
 
-    def __init__(self, configuration: Configuration = ALONE) -> None:
+    def __init__(self, configuration: Configuration = ALONE, **options: Any) -> None:
         self.now = 0
         self.sent: list[Any] = []
         self.offloaded: list[tuple[Callable[[], None], Callable[[], None]]] = []
@@ -54,9 +55,10 @@ class Loop:
             wal=Wal.open(files, segment_bytes=1 << 20)[0],
             recovered={},
             snapshots=self.store,
-            settings=RaftSettings(),
+            settings=RaftSettings(apply_align_entries=options.pop("align", 1_024)),
             rng=lambda gid: random.Random(gid),
             hooks=self,
+            **options,
         )
         self.machine = Counting()
         self.engine.create_group(GROUP, configuration, self.machine)
@@ -289,3 +291,48 @@ def test_snapshot_that_is_sent__stays_until_it_is_there(monkeypatch: pytest.Monk
     loop.sent.clear()
     loop.engine.snapshotting.send_chunk(loop.group, effect)
     assert loop.sent == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nodes_that_apply_in_different_steps__take_the_same_snapshots(seed: int) -> None:
+    """So the next leader goes on with a transfer that the former one began."""
+    rng = random.Random(seed)
+    taken = []
+    for _ in range(2):
+        loop = Loop(TWO, align=8, snapshot_every_entries=20)
+        at = 0
+        while at < 100:
+            last = min(100, at + rng.randrange(1, 15))
+            entries = tuple(entry_of(index) for index in range(at + 1, last + 1))
+            request = msg.AppendRequest(GROUP, 1, at, int(at > 0), last, entries)
+            loop.engine.receive("b", "inc", [request])
+            loop.run(rng.randrange(2, 5))
+            while loop.offloaded:
+                loop.beside()
+            at = last
+        loop.run()
+        taken.append(
+            (loop.group.snapshot_index, loop.store.checksum(GROUP, loop.group.snapshot_index))
+        )
+    assert taken[0] == taken[1]
+    assert taken[0][0] % 8 == 0
+
+
+def entry_of(index: int) -> msg.Entry:
+    command = SessionCreate(session=f"{index:032x}", name="", ttl_ms=60_000)
+    payload = join_items(1, [LOG_CODEC.encode_item(0, command)])
+    return msg.Entry(index, 1, msg.COMMAND, index, payload)
+
+
+def test_few_large_entries__do_not_wait_for_an_even_index() -> None:
+    loop = Loop(TWO, align=8, snapshot_every_bytes=1_000)
+    for index in range(1, 4):
+        command = SessionCreate(session=f"{index:032x}", name="n" * 128, ttl_ms=60_000)
+        items = [LOG_CODEC.encode_item(0, command)] * 5
+        entry = msg.Entry(index, 1, msg.COMMAND, index, join_items(len(items), items))
+        previous = int(index > 1)
+        loop.engine.receive(
+            "b", "inc", [msg.AppendRequest(GROUP, 1, index - 1, previous, index, (entry,))]
+        )
+        loop.run()
+    assert loop.offloaded, "more than the bytes after which one is due, and a quarter"

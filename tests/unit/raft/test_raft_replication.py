@@ -351,6 +351,20 @@ def test_apply__is_bounded_until_the_machine_has_kept_up():
     assert [e.index for e in apply.entries] == [3, 4]
 
 
+def test_apply__never_goes_past_a_multiple_where_a_snapshot_may_be_taken():
+    cluster = Cluster(1, apply_align_entries=4)
+    raft = cluster["n1"].raft
+    raft.step([fx.Tick()], 2_000)
+    raft.step([fx.Propose(i, b"x") for i in range(9)], 2_000)
+    (apply,) = of(raft.step([fx.Synced(6, 1)], 2_001), fx.Apply)
+    assert [e.index for e in apply.entries] == [1, 2, 3, 4]
+    assert of(raft.step([fx.Synced(10, 1)], 2_001), fx.Apply) == []
+    (apply,) = of(raft.step([fx.Applied(4)], 2_002), fx.Apply)
+    assert [e.index for e in apply.entries] == [5, 6, 7, 8]
+    (apply,) = of(raft.step([fx.Applied(8)], 2_003), fx.Apply)
+    assert [e.index for e in apply.entries] == [9, 10]
+
+
 # --- log time -----------------------------------------------------------------------------
 
 

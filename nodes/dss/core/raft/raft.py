@@ -202,7 +202,9 @@ class Raft(Following):
         return out
 
     def _hand_out(self) -> None:
-        last = min(self.commit_index, self.applied_index + self.settings.max_apply_entries)
+        applied, align = self.applied_index, self.settings.apply_align_entries
+        step_end = applied - applied % align + align  # a snapshot may be taken there
+        last = min(self.commit_index, applied + self.settings.max_apply_entries, step_end)
         if last > self._handed_index and not self._holds_apply:
             self._out.append(fx.Apply(self.log.slice(self._handed_index + 1, last)))
             self._handed_index = last

@@ -38,6 +38,8 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_apply_entries: int = limits.APPLY_ENTRIES_MAX
     max_pending_reads: int = limits.READS_PENDING_MAX
     log_tail_entries: int = limits.LOG_TAIL_ENTRIES
+    apply_align_entries: int = limits.SNAPSHOT_ALIGN_ENTRIES
+    """Entries before and after a multiple of this index are never handed out together."""
     snapshot_keep_ms: int = limits.SNAPSHOT_KEEP_MS
     transfer_log_bytes_max: int = limits.TRANSFER_LOG_BYTES_MAX
 
