@@ -412,3 +412,23 @@ def test_awaited_connection__lives_until_it_is_closed(cluster: Cluster) -> None:
 
     asyncio.run(scenario())
     assert request("GET", f"{cluster.url('lock-2')}/v1/locks/awaited").body["holders"] == []
+
+
+def test_broken_while_its_node_is_gone__known_at_once_over_another(cluster: Cluster) -> None:
+    async def scenario() -> float:
+        async with connect(cluster.url("lock-1")) as client:
+            held = await client.lock("unseen", ttl=120).acquire()  # kept alive every 40 s
+            name = node_of(cluster, client)
+            others = [each for each in cluster.names("lock") if each != name]
+            os.kill(await asyncio.to_thread(cluster.pid, name), signal.SIGKILL)
+
+            def break_it() -> bool:
+                url = f"{cluster.url(others[0])}/v1/locks/unseen?reason=stuck"
+                return request("DELETE", url).status == 200
+
+            await asyncio.to_thread(until, break_it, "broken", 20)
+            began = time.monotonic()
+            await asyncio.wait_for(held.until_lost(), 20)
+            return time.monotonic() - began
+
+    assert asyncio.run(scenario()) < 5

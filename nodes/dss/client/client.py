@@ -227,7 +227,12 @@ class Connection:
             await stack.enter_async_context(http)
             nodes = Nodes(http, self._endpoints)
             requests = Requests(http, nodes)
-            stream = LockStream(nodes.locks, http=http, on_push=lambda _, body: locks.pushed(body))
+            stream = LockStream(
+                nodes.locks,
+                http=http,
+                on_push=lambda _, body: locks.pushed(body),
+                on_broken=lambda: locks.disconnected(),
+            )
             locks = Locks(LockCalls(stream, requests), partial(LockNews, http, nodes), self._name)
             kept = AsyncExitStack()
             client = self._client = Client(http, nodes, requests, locks, kept)

@@ -64,6 +64,8 @@ class Held:
         self._locks = locks
         self._lost = asyncio.Event()
         self._reason = ""
+        self.changing = False
+        """See sessions.Holder."""
         self._watch()
 
     def __repr__(self) -> str:

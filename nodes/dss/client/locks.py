@@ -68,6 +68,11 @@ class Locks:
             if holder is not None:
                 holder.lose(reason)
 
+    def disconnected(self) -> None:
+        """The stream broke: no losses are told until sessions are kept alive over another."""
+        for session in self._sessions.live.values():
+            session.hurry()
+
     # --- sessions -------------------------------------------------------------------------
 
     async def open_session(self, ttl_ms: int) -> Session:
@@ -268,14 +273,23 @@ class Locks:
         args: dict[str, Any] = {"name": held.name, "token": held.token, "owner": held.owner}
         until_s = clock_s() + wait_s
         wait = Wait(self.calls, held.session, op, args, held.name, until_s, changed)
+        held.changing = True
         try:
             body = await wait.answer()
         except (asyncio.CancelledError, Indeterminate, *REPEATABLE):
             # The caller gives up, but what is held must be known.
-            self._chore(wait.undo())
+            self._chore(self._undo_change(wait, held))
+            raise
+        except DssError:
+            held.changing = False
             raise
         await changed(body)
+        held.changing = False
         return held.token
+
+    async def _undo_change(self, wait: Wait, held: Held) -> None:
+        await wait.undo()
+        held.changing = False
 
     async def close(self) -> None:
         """End all sessions: whatever is held is given back."""

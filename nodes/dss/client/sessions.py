@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from typing import Any, Final, Protocol
 
 from dss.base.errors import DssError, Indeterminate
@@ -18,6 +19,8 @@ KEEPALIVES_PER_TTL: Final = 3
 SILENT_S_MIN: Final = 0.5
 """A node that lives says something in this time, if only that there is no leader."""
 SILENT_S_MAX: Final = 2.0
+HURRY_S_MAX: Final = 0.3
+"""After a lost connection: within this time the session is known at another node."""
 LOOKED_AT_MAX: Final = 1_000
 """Holds of one session that are looked at together."""
 DRIFT: Final = 0.001
@@ -30,6 +33,9 @@ END_S: Final = 5.0
 
 class Holder(Protocol):
     """What a session tells of a loss."""
+
+    changing: bool
+    """Its token may be another one already, by an upgrade whose answer is on its way."""
 
     def lose(self, reason: str) -> None: ...
 
@@ -61,7 +67,7 @@ class Session:
         self._newest = 0
         self._answered: set[int] = set()
         self._connection = calls.connection
-        self._missing: set[tuple[str, int]] = set()
+        self._hurried = asyncio.Event()
         self._task = asyncio.create_task(self._keep_alive(), name=f"dss-keepalive-{ttl_ms}")
 
     def __repr__(self) -> str:
@@ -123,6 +129,10 @@ class Session:
         for holder in holders:
             holder.lose(reason)
 
+    def hurry(self) -> None:
+        """Be kept alive soon: until then no node tells of its losses."""
+        self._hurried.set()
+
     async def end(self) -> None:
         """Give back everything it holds. It ends by itself when this cannot be said."""
         if self.lost:
@@ -139,7 +149,7 @@ class Session:
         silent_s = min(SILENT_S_MAX, max(SILENT_S_MIN, pause_s / 2))
         wait_s = pause_s
         while True:
-            await asyncio.sleep(wait_s)
+            await self._pause(wait_s)
             sent_s = clock_s()
             wait_s = min(pause_s, PAUSE_S)
             try:
@@ -156,18 +166,30 @@ class Session:
                     await self._look_at_holds()
             wait_s = max(0.0, sent_s + pause_s - clock_s())
 
+    async def _pause(self, wait_s: float) -> None:
+        """Shorter when hurried, but not for all clients of a lost node at the same moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._hurried.wait()
+                self._hurried.clear()
+                await asyncio.sleep(HURRY_S_MAX * random.random())  # noqa: S311 (no secret)
+
     async def _look_at_holds(self) -> None:
         """A node tells of locks that are broken from this session's first keepalive on it: what
         was broken before, and over HTTP, is looked for."""
         connection, self._connection = self._connection, self._calls.connection
         told = self._connection is not None and self._connection is connection
-        if not self.holders or (told and not self._missing):
+        if not self.holders or told:
             return
         keys = list(self.holders)[:LOOKED_AT_MAX]
         looks = [self._calls.ask("verify", {"name": n, "token": t}) for n, t in keys]
-        found = await asyncio.gather(*looks)
-        missing = {key for key, view in zip(keys, found, strict=True) if not view["valid"]}
-        # Missing once may be an upgrade whose answer, a new token, is on its way.
-        for key in missing & self._missing & self.holders.keys():
-            self.holders.pop(key).lose("it was taken away: see its history")
-        self._missing = missing & self.holders.keys()
+        try:
+            found = await asyncio.gather(*looks)
+        except BaseException:
+            self._connection = None  # look again next time
+            raise
+        for key, view in zip(keys, found, strict=True):
+            holder = self.holders.get(key)
+            if holder is not None and not view["valid"] and not holder.changing:
+                del self.holders[key]
+                holder.lose("it was taken away: see its history")

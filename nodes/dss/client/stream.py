@@ -56,6 +56,7 @@ class LockStream:
         token: bearer token, when the cluster wants one.
         role: of the nodes that serve `path`, for messages.
         on_push: called with `(kind, body)` for messages the node sends unasked.
+        on_broken: called when a connection has ended: nobody tells anything until the next one.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LockStream:
         path: str = "/v1/locks:stream",
         role: str = "lock",
         on_push: Callable[[Any, Any], None] | None = None,
+        on_broken: Callable[[], None] | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._path = path
@@ -75,6 +77,7 @@ class LockStream:
         self._http = http
         self._own_http: aiohttp.ClientSession | None = None
         self._on_push = on_push
+        self._on_broken = on_broken
         self._failures = 0
         self._moves = 0
         self._next_id = 1
@@ -288,6 +291,8 @@ class LockStream:
         endpoint, self.endpoint = self.endpoint, None
         self._failures += 1
         self._wake = None
+        if self._on_broken is not None and not self.closed:
+            self._on_broken()
         sent, self._sent = self._sent, {}
         left = close_code == aiohttp.WSCloseCode.GOING_AWAY and not self.closed
         if left and self._moves < MOVES_MAX:

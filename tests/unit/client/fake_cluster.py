@@ -77,7 +77,11 @@ class FakeCluster:
             for request_id, op, args in msgspec.msgpack.decode(message.data):
                 self.ops.append(op)
                 if op in ("get", "verify"):
-                    view = self.machine.describe(args["name"], int(time.monotonic() * 1_000))
+                    name = args["name"]
+                    if op == "get":
+                        view = self.machine.describe(name, int(time.monotonic() * 1_000))
+                    else:
+                        view = self.machine.verify(name, args["token"])
                     await self.answer(ws, request_id, 200, view)
                     continue
                 if self.refuse:

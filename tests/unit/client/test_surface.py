@@ -25,7 +25,7 @@ ASYNC_ONLY = {
     "Client": {"aclose"},  # sync: close
     "Held": {"became", "lose", "unwatch", "until_lost"},  # guard(on_lost=…); the SDK's own
     "LockHandle": {"acquire_as"},
-    "Session": {"do", "end", "lose", "skip"},
+    "Session": {"do", "end", "hurry", "lose", "skip"},
 }
 PUBLIC = [
     pytest.param(module, name, id=f"{module.__name__}.{name}")
