@@ -114,7 +114,10 @@ def show(args: argparse.Namespace) -> int:
 def explain(args: argparse.Namespace) -> int:
     """Why nobody gets a lock, in words."""
     found = nodes(args).ask("lock", "GET", f"/v1/locks/{segment(args.name)}/explain").json()
-    Output(args.json).show(found, *found["summary"])
+    first, *more = found["summary"]
+    if not first.startswith("lock "):
+        first = f'lock "{args.name}" is {first}'
+    Output(args.json).show(found, first, *more)
     return 0
 
 

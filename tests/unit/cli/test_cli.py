@@ -17,7 +17,7 @@ import pytest
 
 from dss.cli.live import LiveOutput
 from dss.cli.main import main
-from dss.cli.output import duration
+from dss.cli.output import duration, style_of
 
 Reply = tuple[int, Any]
 
@@ -409,7 +409,7 @@ def test_lock_explain_history_break__what_the_nodes_say(
         "DELETE /v1/locks/free": (200, {"broken": []}),
     })  # fmt: skip
     assert dss(node, "lock", "explain", "a/b") == 0
-    assert capsys.readouterr().out == "one\ntwo\n"
+    assert capsys.readouterr().out == 'lock "a/b" is one\ntwo\n'
     assert dss(node, "lock", "history", "a/b") == 0
     assert re.split("  +", capsys.readouterr().out.splitlines()[1]) == [
         "7", "w-1", "exclusive", "5 s ago", "5 s", "held now",
@@ -423,6 +423,56 @@ def test_lock_explain_history_break__what_the_nodes_say(
     for verb in ("explain", "history"):
         assert dss(node, "lock", verb, "a/b", "--json") == 0
         assert json.loads(capsys.readouterr().out)["name"] == "a/b"
+
+
+def test_long_acquire__asks_again_in_time_and_keeps_one_grant(
+    serve: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The node answers 200 twice: it was granted between the two questions."""
+    monkeypatch.setattr("dss.cli.taking.WAIT_MS_MAX", 300)
+    monkeypatch.setattr("dss.cli.taking._ASK_AGAIN_S", 0.1)
+    asked: list[Any] = []
+
+    def acquire(body: Any) -> Reply:
+        asked.append(body)
+        if len(asked) < 3:
+            time.sleep(0.25)
+            return 409, {"code": "superseded", "detail": "a newer request"}
+        time.sleep(0.15)
+        return LOCKS["POST /v1/locks/a%2Fb/acquire"]
+
+    released = "POST /v1/locks/a%2Fb/release"
+    node = serve({**LOCKS, "POST /v1/locks/a%2Fb/acquire": acquire, released: (200, {})})
+    assert dss(node, "lock", "acquire", "a/b", "--json", "--wait", "9", "--ttl", "60") == 0
+    assert json.loads(capsys.readouterr().out)["token"] == 7
+    assert len(asked) >= 4
+    assert {body["session"] for body in asked} == {"s1"}
+    extra = [body for line, body in node.requests if line == released]
+    assert extra == [{"session": "s1", "token": 7}] * (len(asked) - 3)
+
+
+def test_long_acquire__the_refusal_that_counts_is_said(
+    serve: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dss.cli.taking.WAIT_MS_MAX", 300)
+    monkeypatch.setattr("dss.cli.taking._ASK_AGAIN_S", 0.1)
+    asked: list[Any] = []
+
+    def acquire(body: Any) -> Reply:
+        asked.append(body)
+        time.sleep(0.25)
+        last = body["wait_ms"] < 300
+        return 409, {"code": "lock_timeout" if last else "superseded", "detail": f"{last}"}
+
+    node = serve({**LOCKS, "POST /v1/locks/a%2Fb/acquire": acquire})
+    assert dss(node, "lock", "acquire", "a/b", "--wait", "0.5", "--ttl", "60") == 75
+    assert "True" in capsys.readouterr().err
+    assert node.requests[-1][0] == "DELETE /v1/sessions/s1"
+
+
+def test_colours__for_what_a_reader_looks_for() -> None:
+    cells = ("leader", "leads 9 of 32 partitions", "waits, 1.", "does not answer", "follower")
+    assert [style_of(cell) for cell in cells] == ["green", "green", "yellow", "red", ""]
 
 
 def test_config_check__every_problem_and_exit_78(
