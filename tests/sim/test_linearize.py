@@ -8,10 +8,13 @@ import random
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from dss.testing import lockspec as spec
 from dss.testing.linearize import Operation, Specification, Unknown, is_linearizable
+
+MODES = ["exclusive", "shared", "semaphore"]
 
 
 class Register:
@@ -63,20 +66,31 @@ def lock_history(rng: random.Random, count: int) -> list[Operation]:
     for number in range(count):
         candidates: list[spec.What] = [spec.EndOp(rng.choice("ab"))]
         for session, owner in itertools.product("ab", "xy"):
-            shared = rng.random() < 0.5
+            who = (session, owner)
+            mode, permits = rng.choice(MODES), rng.randint(1, 2)
+            if mode != "semaphore":
+                permits = 1
+            limit = 2 if mode == "semaphore" else 0
+            mine = rng.randint(0, token)
             candidates += [
-                spec.AcquireOp(session, owner, shared, spec.GRANTED, token + 1),
-                spec.AcquireOp(session, owner, shared, spec.BUSY),
-                spec.AcquireOp(session, owner, shared, spec.EXPIRED),
-                spec.ReleaseOp(session, owner, rng.randint(0, token), spec.RELEASED),
-                spec.ReleaseOp(session, owner, rng.randint(1, token + 1), spec.NOT_HOLDER),
+                spec.AcquireOp(*who, mode, spec.GRANTED, token + 1, permits, limit),
+                spec.AcquireOp(*who, mode, spec.BUSY),
+                spec.AcquireOp(*who, mode, spec.EXPIRED),
+                spec.ReleaseOp(*who, mine, spec.DONE),
+                spec.ReleaseOp(*who, rng.randint(1, token + 1), spec.NOT_HOLDER),
+                spec.UpgradeOp(*who, mine, spec.DONE, token + 1),
+                spec.UpgradeOp(*who, mine, spec.BUSY),
+                spec.DowngradeOp(*who, mine, spec.DONE),
+                spec.LossOp(*who, mine),
             ]
-        candidates += [spec.ReadOp(state[0] if state[1] else False, state[1])]
+        candidates += [spec.ReadOp(state.mode, state.holders)]
+        candidates += [spec.VerifyOp(token, rng.random() < 0.5)]
         rng.shuffle(candidates)
         what, after = next(
             (each, after) for each in candidates if (after := lock.step(state, each)) is not None
         )
-        token += isinstance(what, spec.AcquireOp) and what.answer == spec.GRANTED
+        granted = isinstance(what, spec.AcquireOp) and what.answer == spec.GRANTED
+        token += granted or (isinstance(what, spec.UpgradeOp) and what.answer == spec.DONE)
         state = after
         called = number - rng.choice([0.0, 0.4, 2.5])
         returned = number + rng.choice([0.0, 0.4, 2.5])
@@ -93,13 +107,16 @@ def mutated(rng: random.Random, history: list[Operation]) -> list[Operation]:
     what = old.what
     dice = rng.random()
     if dice < 0.4 and isinstance(what, spec.AcquireOp):
-        answer = rng.choice([spec.GRANTED, spec.BUSY, spec.EXPIRED])
-        what = spec.AcquireOp(what.session, what.owner, what.shared, answer, rng.randint(0, 4))
-    elif dice < 0.6 and isinstance(what, spec.ReleaseOp):
-        answer = rng.choice([spec.RELEASED, spec.NOT_HOLDER, spec.EXPIRED])
-        what = spec.ReleaseOp(what.session, what.owner, rng.randint(1, 4), answer)
+        changed = {
+            "answer": rng.choice([spec.GRANTED, spec.BUSY, spec.EXPIRED]),
+            "token": rng.randint(0, 4),
+        }
+        what = msgspec.structs.replace(what, **changed)
+    elif dice < 0.6 and isinstance(what, spec.ReleaseOp | spec.UpgradeOp | spec.DowngradeOp):
+        answer = rng.choice([spec.DONE, spec.NOT_HOLDER, spec.EXPIRED])
+        what = msgspec.structs.replace(what, token=rng.randint(1, 4), answer=answer)
     elif dice < 0.8:
-        what = spec.ReadOp(rng.random() < 0.5, ())
+        what = spec.ReadOp(rng.choice(MODES), ())
     moment = rng.uniform(-1.0, len(history))
     return [*history[:at], Operation(moment, moment + 0.1, what), *history[at + 1 :]]
 
@@ -132,12 +149,34 @@ def test_too_long_a_search__gives_no_verdict():
 
 
 def test_two_exclusive_holders__are_not_linearizable():
-    first = spec.AcquireOp("a", "x", False, spec.GRANTED, 1)
-    second = spec.AcquireOp("b", "y", False, spec.GRANTED, 2)
+    first = spec.AcquireOp("a", "x", "exclusive", spec.GRANTED, 1)
+    second = spec.AcquireOp("b", "y", "exclusive", spec.GRANTED, 2)
     history = [Operation(0, 1, first), Operation(2, 3, second)]
     assert not is_linearizable(spec.LockSpecification(), history)
     ended = [*history, Operation(1, 3, spec.EndOp("a"))]
     assert is_linearizable(spec.LockSpecification(), ended)
+
+
+def test_more_permits_than_there_are__are_not_linearizable():
+    some = [
+        Operation(at, at + 0.5, spec.AcquireOp(name, "x", "semaphore", spec.GRANTED, at, 1, 2))
+        for at, name in enumerate("abc", start=1)
+    ]
+    assert is_linearizable(spec.LockSpecification(), some[:2])
+    assert not is_linearizable(spec.LockSpecification(), some)
+    released = [*some, Operation(2.6, 2.7, spec.ReleaseOp("a", "x", 1, spec.DONE))]
+    assert is_linearizable(spec.LockSpecification(), released)
+
+
+def test_an_upgrade_beside_another_reader__is_not_linearizable():
+    history = [
+        Operation(0, 1, spec.AcquireOp("a", "x", "shared", spec.GRANTED, 1)),
+        Operation(2, 3, spec.AcquireOp("b", "y", "shared", spec.GRANTED, 2)),
+        Operation(4, 6, spec.UpgradeOp("a", "x", 1, spec.DONE, 3)),
+    ]
+    assert not is_linearizable(spec.LockSpecification(), history)
+    lost = [*history, Operation(5, 6, spec.LossOp("b", "y", 2))]
+    assert is_linearizable(spec.LockSpecification(), lost)
 
 
 def test_histories_of_a_lock__are_accepted():

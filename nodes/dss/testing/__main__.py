@@ -2,7 +2,8 @@
 covered.
 
 Exit code 1 and the failing seed when a check fails; `--seed N` runs that one again, and `--twice`
-runs every seed a second time and compares the trace hashes.
+runs every seed a second time and compares the trace hashes. With `--ledger FILE` every seed leaves
+a line there, and those that have one are not run again: a long run can be made in pieces.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from dss.testing.ledger import Ledger, report
 from dss.testing.runner import Outcome, run_seed
 
+PROGRESS_EVERY_S = 30.0
 
-def outcomes(seeds: range, seconds: float, twice: bool, jobs: int) -> Iterator[Outcome]:
+
+def outcomes(seeds: Sequence[int], seconds: float, twice: bool, jobs: int) -> Iterator[Outcome]:
     """As they come, in no order when there are several jobs."""
     work = [(seed, seconds, twice) for seed in seeds]
     if jobs == 1:
@@ -27,41 +31,54 @@ def outcomes(seeds: range, seconds: float, twice: bool, jobs: int) -> Iterator[O
         yield from pool.imap_unordered(run_seed, work)
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dss.testing", description=__doc__)
     parser.add_argument("--seeds", type=int, default=50, help="how many seeds (default 50)")
-    parser.add_argument("--first", type=int, default=1, help="the first seed (default 1)")
+    parser.add_argument(
+        "--first", "--first-seed", type=int, default=1, help="the first seed (default 1)"
+    )
     parser.add_argument("--seed", type=int, help="run only this seed")
     parser.add_argument("--seconds", type=float, default=60.0, help="simulated seconds a seed")
     parser.add_argument("--twice", action="store_true", help="same seed, same trace hash?")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
-    options = parser.parse_args()
+    parser.add_argument("--ledger", type=Path, help="a file with one line for each seed")
+    parser.add_argument("--for-s", type=float, help="begin no new seed after so many seconds")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    ledger = None
+    try:
+        ledger = Ledger(options.ledger, options.seconds) if options.ledger else None
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     first, count = (options.seed, 1) if options.seed else (options.first, options.seeds)
-    totals: Counter[str] = Counter()
-    faults: Counter[str] = Counter()
-    settle_ms = [0.0]
-    passed = failed = 0
-    started = time.perf_counter()
-    seeds = range(first, first + count)
+    known = ledger.outcomes if ledger else {}
+    seeds = [seed for seed in range(first, first + count) if seed not in known]
+    done: list[Outcome] = []
+    started = said = time.perf_counter()
     for outcome in outcomes(seeds, options.seconds, options.twice, options.jobs):
+        done.append(outcome)
+        if ledger:
+            ledger.add(outcome)
         if outcome.failure:
-            failed += 1
             print(f"{outcome.failure}seed {outcome.seed} FAILED", file=sys.stderr, flush=True)
-            print(
-                f"  again: python -m dss.testing --seed {outcome.seed}"
-                f" --seconds {options.seconds:g}",
-                flush=True,
-            )
-            continue
-        passed += 1
-        totals.update(outcome.totals)
-        faults.update(outcome.faults)
-        settle_ms.append(outcome.settle_ms)
-    print(f"converged after the heal: at most {max(settle_ms) / 1000:.1f} s (simulated)")
-    print("  ".join(f"{name} {number:,}" for name, number in totals.items()))
-    print("faults: " + "  ".join(f"{name} {number:,}" for name, number in sorted(faults.items())))
+            again = f"python -m dss.testing --seed {outcome.seed} --seconds {options.seconds:g}"
+            print(f"  again: {again}", flush=True)
+        now = time.perf_counter()
+        if now - said > PROGRESS_EVERY_S:
+            said = now
+            print(f"{len(done)} of {len(seeds)} seeds, {now - started:.0f} s", flush=True)
+        if options.for_s and now - started > options.for_s:
+            print("time is over; the same command goes on from here", flush=True)
+            break
+    print(ledger.report() if ledger else report(done))
     took_s = time.perf_counter() - started
-    print(f"{took_s:.1f} s for {count} seeds of {options.seconds:g} simulated seconds")
+    print(f"{took_s:.1f} s for {len(done)} seeds of {options.seconds:g} simulated seconds")
+    failed = sum(bool(each.failure) for each in (ledger.outcomes.values() if ledger else done))
+    passed = (len(ledger.outcomes) if ledger else len(done)) - failed
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 

@@ -1,73 +1,29 @@
 """One simulated client of the locks: a process with sessions, that holds, pauses, dies, repeats.
 
 Its parts are generators: they yield how long to sleep, or a `Call` to make, and are sent the
-answer. What must not live here: how calls travel and what is checked (lockload.py).
+answer. What must not live here: how calls travel and what is checked (lockload.py), what a client
+does with locks (lockuses.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from dss.core.locks.commands import (
-    Acquire,
+    Break,
     GetLock,
-    Release,
     SessionCreate,
     SessionEnd,
     SessionKeepalive,
 )
+from dss.testing import lockuses
+from dss.testing.lockcalls import UNANSWERED, Answer, Call, ClientSession, Part
 
 if TYPE_CHECKING:
     from dss.testing.lockload import LockWorkload
 
-SAFE_PART: Final = 1 - 0.001
-"""How much of a TTL a client may count on (architecture § Locks: clocks drift by 1,000 ppm)."""
 REPEATS_MAX: Final = 8
-UNANSWERED: Final = (504, {"code": "indeterminate"})
-
-Answer = tuple[int, Any]
-
-
-class Call(msgspec.Struct):
-    """`command` may be a read. `sent` is when, by the client's clock, it last left; `node` is
-    whom to ask, "": the client's contact."""
-
-    command: Any
-    timeout_ms: float = 1_000.0
-    node: str = ""
-    sent: float = 0.0
-
-
-Part = Generator[float | Call, Answer, None]
-"""A part of a client. Helpers that it delegates to return values of their own."""
-
-
-class ClientSession:
-    """What the client knows of one session.
-
-    Attributes:
-        safe_until: by the client's clock: until then nobody else can have what it holds.
-        over: it ended it, or was told that it has ended, or gave it up.
-    """
-
-    def __init__(self, ident: str, ttl_ms: int, sent: float, rate: float) -> None:
-        self.id = ident
-        self.rate = rate
-        self.ttl_ms = ttl_ms
-        self.safe_until = sent + ttl_ms * SAFE_PART
-        self.over = False
-        self.lapses = False
-
-    @property
-    def safe_until_world(self) -> float:
-        """The same in simulated time."""
-        return self.safe_until / self.rate
-
-    def renewed(self, sent: float) -> None:
-        self.safe_until = max(self.safe_until, sent + self.ttl_ms * SAFE_PART)
 
 
 class LockClient:
@@ -144,30 +100,33 @@ class LockClient:
             if session is None:
                 continue
             session.lapses = self.rng.random() < 0.15
+            session.numbered = self.rng.random() < 0.5
             self.spawn(self._keep(session))
             self.spawn(self._look(session))
             self.spawn(self._work(session, default_owner=True))
-            if self.rng.random() < 0.5:
+            for _ in range(self.rng.choice([0, 0, 1, 2])):
                 self.spawn(self._work(session, default_owner=False))
+            if "break" in self.load.sim.plan.lock_uses:
+                self.spawn(self._administer(session))
             yield self.rng.uniform(1.0, 20.0) * session.ttl_ms
             ends = not session.over and self.rng.random() < 0.6
             self.load.gives_up(session)
             self._own.remove(session)
             if ends:
-                yield from self._ask(Call(SessionEnd(session.id)))
+                yield from self.ask(Call(SessionEnd(session.id)))
 
     def _open(self) -> Generator[float | Call, Answer, ClientSession | None]:
         ident = f"{self.load.sim.world.seed:08x}{self.load.next_number():024x}"
         ttl_ms = self.load.sim.plan.ttl_ms
         call = Call(SessionCreate(ttl_ms, self.name, ident))
-        status, _ = yield from self._ask(call)
+        status, _ = yield from self.ask(call)
         if status != 201:
             return None
         session = ClientSession(ident, ttl_ms, call.sent, self.rate)
         self._own.append(session)
         return session
 
-    def _ask(self, call: Call) -> Generator[float | Call, Answer, Answer]:
+    def ask(self, call: Call) -> Generator[float | Call, Answer, Answer]:
         """Repeat while the answer says that nothing was done; other nodes are asked then."""
         answer: Answer = UNANSWERED
         for _ in range(REPEATS_MAX):
@@ -210,7 +169,7 @@ class LockClient:
                 return
             self._owners += 1
             itself = default_owner and self.rng.random() < 0.2
-            yield from self._use(session, "" if itself else f"o{self._owners}")
+            yield from lockuses.use(self, session, "" if itself else f"o{self._owners}")
 
     def _look(self, session: ClientSession) -> Part:
         """Ask anybody who holds what: most know that they cannot tell, and nobody may be wrong."""
@@ -219,65 +178,9 @@ class LockClient:
             node = self.rng.choice(list(self.load.sim.nodes))
             yield Call(GetLock(self.load.a_name(self.rng)), timeout_ms=5_000.0, node=node)
 
-    def _use(self, session: ClientSession, owner: str) -> Part:
-        """Acquire, hold, perhaps once more, release; what came of it may be unknown."""
-        call = Call(
-            Acquire(
-                session.id,
-                self.load.a_name(self.rng),
-                self.rng.choice(["exclusive", "exclusive", "shared"]),
-                self.rng.choice([0, 50, 500, 3_000]),
-                owner,
-            )
-        )
-        call.timeout_ms = call.command.wait_ms + self.rng.choice([300.0, 1_000.0])
-        repeats, (status, body) = yield from self._acquire(session, call)
-        if status != 200 or session.over:
-            return
-        held = self.load.holds(session, call.command, body["token"])
-        self.load.world_trace(self.name, call.command.name, body["token"])
-        if self.rng.random() < 0.1:
-            yield self.rng.uniform(0.0, 3.0) * session.ttl_ms
-        else:
-            yield self.rng.expovariate(1.0) * self.load.sim.plan.think_ms
-        if self.rng.random() < 0.1:
-            repeats += 1
-            again = yield call  # re-entrant: the same token, and one more release
-            if again[0] == 200:
-                assert again[1]["token"] == body["token"], "another token for the same holder"
-        if not session.over:
-            self.load.lets_go(held)
-            yield from self._release(session, call.command, body["token"], certain=not repeats)
-
-    def _acquire(
-        self, session: ClientSession, call: Call
-    ) -> Generator[float | Call, Answer, tuple[int, Answer]]:
-        """A repeat after an unknown outcome joins its own wait, or is re-entrant.
-
-        Returns:
-            How often it was repeated, and the last answer.
-        """
-        answer: Answer = UNANSWERED
-        for repeats in range(REPEATS_MAX):
-            answer = yield from self._ask(call)
-            if answer[0] == 409 and answer[1]["code"] == "session_expired":
-                self.load.gives_up(session)
-            if answer[0] != 504 or session.over:
-                return repeats, answer
-        self.load.gives_up(session)
-        return REPEATS_MAX, answer
-
-    def _release(
-        self, session: ClientSession, acquired: Acquire, token: int, *, certain: bool
-    ) -> Part:
-        """Until nothing of it is left: unless `certain`, its count may be larger than known."""
-        command = Release(session.id, acquired.name, token, acquired.owner)
-        for _ in range(2 * REPEATS_MAX):
-            status, body = yield from self._ask(Call(command))
-            if status == 200 and certain:
-                return
-            if status == 409:
-                if body["code"] == "session_expired":
-                    self.load.gives_up(session)
-                return
-        self.load.gives_up(session)
+    def _administer(self, session: ClientSession) -> Part:
+        """Now and then a lock is taken from whoever holds it."""
+        while not session.over:
+            yield self.rng.expovariate(1.0) * 5_000.0
+            key = f"b{self.load.next_number()}" if self.rng.random() < 0.5 else ""
+            yield from self.ask(Call(Break(self.load.a_name(self.rng), self.name, "test"), key=key))

@@ -1,17 +1,19 @@
 """The workload of locks: simulated clients, what they may believe, and whether it was true.
 
-Three checks beside the rules in the order of the log (lockrules.py):
+Four checks beside the rules in the order of the log (lockrules.py):
 
 * Belief: while a client may believe that it holds a lock (until it lets go, hears of the loss, or
-  its `safe_until` passes), nobody else is granted it. This is about real time, so it is checked
-  only while clocks differ by no more than promised.
-* Linearizability of all answers, lock by lock (linearize.py, lockspec.py). What became of a request
-  whose answer was lost is looked up in the log: each such request would else double the search.
+  its `safe_until` passes), nobody is granted what excludes it. This is about real time, so it is
+  checked only while clocks differ by no more than promised.
+* Once: an answer to a numbered or keyed command is the one true answer, whoever gives it and
+  however often it is asked for.
+* Linearizability of all answers, lock by lock (lockhistory.py, linearize.py, lockspec.py).
 * After the end every session ends and every lock becomes free by itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -20,13 +22,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from dss.core.locks.commands import Acquire, GetLock, Release, SessionCreate, SessionEnd
+from dss.core.locks.commands import (
+    KEYED_CODEC,
+    GetLock,
+    Keyed,
+    SessionCreate,
+    VerifyToken,
+    Withdraw,
+)
 from dss.core.locks.machine import LockMachine
 from dss.core.machine import Machine
 from dss.testing import lockspec as spec
-from dss.testing.linearize import Operation, Unknown, is_linearizable
-from dss.testing.lockclient import UNANSWERED, Answer, Call, ClientSession, LockClient
-from dss.testing.lockrules import Effect, LockRules, Who, effect
+from dss.testing.linearize import Unknown, is_linearizable
+from dss.testing.lockaccount import Hold, Who, conflicts
+from dss.testing.lockasking import Effect
+from dss.testing.lockcalls import UNANSWERED, Answer, Call, ClientSession
+from dss.testing.lockclient import LockClient
+from dss.testing.lockhistory import History
+from dss.testing.lockrules import LockRules
 from dss.testing.simnode import SimNode
 
 if TYPE_CHECKING:
@@ -36,6 +49,10 @@ SLACK_MS: Final = 2.0
 """Nodes read their clocks in whole ms: each end of a lease may be one early."""
 ANSWER_LOST: Final = 0.02
 """How often a connection breaks between a request and its answer, when the net is bad."""
+NOT_THE_LAST_WORD: Final = ("superseded", "session_expired", "sequence_too_old")
+"""Answers to one of several askers, or to one who comes after all is over."""
+
+_item = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw])
 
 
 class Held(msgspec.Struct, eq=False):
@@ -44,8 +61,7 @@ class Held(msgspec.Struct, eq=False):
     session: ClientSession
     who: Who
     name: str
-    shared: bool
-    token: int
+    hold: Hold
 
 
 class _Reply:
@@ -62,27 +78,21 @@ class _Reply:
 
 
 class LockWorkload:
-    """Implements workload.Workload."""
+    """Implements workload.Workload and lockrules.Watcher."""
 
     def __init__(self, sim: Simulation, gid: int) -> None:
         self.sim = sim
         self.gid = gid
         self.acknowledged = 0
         self.counts: Counter[str] = Counter()
-        self._rules = LockRules(self._granted, self._ended, self._took_effect, self._proposed_ends)
-        self.history: dict[str, list[Operation]] = {}
+        self._rules = LockRules(self)
+        self._history = History(lines=bool({"many", "break"} & set(sim.plan.lock_uses)))
         self._rng = sim.world.rng("locks")
         self._clients: list[LockClient] = []
         self._numbers = 0
         self._held: dict[str, dict[Held, None]] = {}
-        self._used: dict[str, dict[str, None]] = {}  # session -> locks
-        self._effects: dict[Effect, list[float]] = {}  # when each was first seen to be done
-        self._heard: Counter[Effect] = Counter()  # how many of them a client heard of
-        self._unheard: dict[Effect, list[float]] = {}  # requests whose answer was lost
-        self._expiring: dict[str, float] = {}
-        self._asked_to_end: dict[str, float] = {}
-        self._ends: dict[str, tuple[float, float]] = {}
-        self._open: dict[int, tuple[Any, float]] = {}  # calls without an answer yet
+        self._lost: dict[int, None] = {}
+        self._open: dict[int, tuple[Call, float]] = {}  # calls without an answer yet
 
     # --- workload.Workload ---
 
@@ -129,12 +139,13 @@ class LockWorkload:
             machine.check_invariants()
             left = (machine.sessions, machine.held, machine.waiting)
             assert left == (0, 0, 0), f"{node} still has (sessions, holds, waits) {left}"
-        for command, called in self._open.values():
-            self._record(command, called, math.inf, UNANSWERED)
+        for call, called in self._open.values():
+            self._record(call, called, math.inf, UNANSWERED)
         self._open = {}
-        self._resolve()
-        self.counts["grants"] = self._rules.grants
-        for name, history in self.history.items():
+        self._history.complete()
+        self.counts.update(self._rules.counts)
+        self.counts["replays"] = self._rules.once.replays
+        for name, history in self._history.locks.items():
             self.counts["operations"] += len(history)
             try:
                 verdict = is_linearizable(spec.LockSpecification(), history)
@@ -177,20 +188,26 @@ class LockWorkload:
             client.pause()
             self.sim.world.after(self._rng.uniform(0.1, 3.0) * self.sim.plan.ttl_ms, client.unpause)
 
+    def withdraw(self, node: SimNode, places: list[tuple[int, int]]) -> None:
+        """Of a node that stops: told to one that leads."""
+        command = Withdraw(places)
+        node.at_once(lambda: node.propose(self.gid, 0, command, self))
+
     # --- calls ---
 
     def call(self, client: LockClient, call: Call, done: Callable[[Answer], None]) -> None:
         """Carry a call to the client's contact and one answer back, or none in time."""
         sim, world = self.sim, self.sim.world
         command, number = call.command, self.next_number()
-        self._open[number] = (command, world.now)
-        if isinstance(command, SessionEnd):
-            self._asked_to_end.setdefault(command.session, world.now)
+        self._open[number] = (call, world.now)
+        self._history.asked(command)
+        if call.key:
+            command = keyed(command, call.key)
 
         def finish(answer: Answer) -> None:
             if number in self._open:
                 _, called = self._open.pop(number)
-                self._record(command, called, world.now, answer)
+                self._record(call, called, world.now, answer)
                 done(answer)
 
         def back(answer: Answer) -> None:
@@ -211,15 +228,18 @@ class LockWorkload:
         world.after(call.timeout_ms, lambda: finish(UNANSWERED))
 
     def _handle(self, node: SimNode, command: Any, back: Callable[[Answer], None]) -> None:
-        if not isinstance(command, GetLock):
+        if not isinstance(command, GetLock | VerifyToken):
             node.propose(self.gid, self.next_number(), command, _Reply(back))
             return
 
         def looked(machine: Machine | None) -> None:
             if machine is None:
                 back((503, {"code": "no_quorum"}))
+                return
+            assert isinstance(machine, LockMachine)
+            if isinstance(command, VerifyToken):
+                back((200, machine.verify(command.name, command.token)))
             else:
-                assert isinstance(machine, LockMachine)
                 back((200, machine.describe(command.name, 0)))
 
         node.read(self.gid, looked)
@@ -231,14 +251,33 @@ class LockWorkload:
     def _breaks(self) -> bool:
         return self.sim.net.faults.loss > 0 and self._rng.random() < ANSWER_LOST
 
+    def _record(self, call: Call, called: float, returned: float, answer: Answer) -> None:
+        status, body = answer
+        self.acknowledged += status in (200, 201)
+        self.counts["unknown"] += status == 504
+        self.counts["answers"] += status != 504
+        name = call.name_of
+        if name is not None and status not in (429, 503, 504):
+            code = body.get("code")
+            if code not in NOT_THE_LAST_WORD:
+                true = self._rules.once.final.get(name)
+                assert answer == true, f"{call.command}: answered {answer}, the log says {true}"
+                self.counts["answers_once"] += 1
+        self._history.heard(call.command, name, called, returned, answer)
+
     # --- beliefs ---
 
-    def holds(self, session: ClientSession, command: Acquire, token: int) -> Held:
+    def holds(self, session: ClientSession, who: Who, name: str, hold: Hold) -> Held:
         """The client heard of its grant."""
-        who = (command.session, command.owner or command.session)
-        held = Held(session, who, command.name, command.mode == "shared", token)
-        self._held.setdefault(command.name, {})[held] = None
+        held = Held(session, who, name, hold)
+        if session.over or hold.token in self._lost:
+            return held  # it gave up meanwhile, or an administrator was faster than the answer
+        self._held.setdefault(name, {})[held] = None
         return held
+
+    def believes(self, held: Held) -> bool:
+        """It has not lost it, whether it has heard of that or not."""
+        return held in self._held.get(held.name, {})
 
     def lets_go(self, held: Held) -> None:
         self._held.get(held.name, {}).pop(held, None)
@@ -250,90 +289,46 @@ class LockWorkload:
             for held in [each for each in believers if each.session is session]:
                 del believers[held]
 
-    def _granted(self, name: str, who: Who, shared: bool, token: int) -> None:
+    # --- lockrules.Watcher ---
+
+    def granted(self, lock: str, who: Who, hold: Hold) -> None:
         """Somebody applied a grant, so it was committed: may anybody else still believe?"""
         if not self.sim.plan.lengths_hold:
             return
         now = self.sim.world.now
-        for held in self._held.get(name, {}):
-            if held.who == who or (held.shared and shared):
-                continue
+        believers = {
+            held.who: held
+            for held in self._held.get(lock, {})
+            if held.session.safe_until_world - now > SLACK_MS
+        }
+        for other in conflicts({each: held.hold for each, held in believers.items()}, who, hold):
+            held = believers[other]
             left_ms = held.session.safe_until_world - now
-            assert left_ms <= SLACK_MS, (
-                f"{name} is granted to {who} with token {token}, but {held.who} may believe for "
-                f"{left_ms:.0f} ms more that it holds it with token {held.token}"
+            raise AssertionError(
+                f"{lock} is granted to {who} with {hold}, but {held.who} may believe for "
+                f"{left_ms:.0f} ms more that it has {held.hold}"
             )
 
-    # --- the history ---
-
-    def _proposed_ends(self, sessions: list[str]) -> None:
-        for session in sessions:
-            self._expiring.setdefault(session, self.sim.world.now)
-
-    def _ended(self, session: str, expired: bool) -> None:
-        """It ended in the log: at some moment since that was asked for or proposed."""
-        now = self.sim.world.now
+    def ended(self, session: str, *, expired: bool) -> None:
         self.counts["expirations" if expired else "ends"] += 1
-        began = self._expiring if expired else self._asked_to_end
-        self._ends[session] = (began.get(session, 0.0), now)
+        self._history.ended(self.sim.world.now, session)
 
-    def _took_effect(self, what: Effect) -> None:
-        self._effects.setdefault(what, []).append(self.sim.world.now)
+    def lost(self, lock: str, who: Who, token: int, *, broken: bool) -> None:
+        self.counts["broken"] += broken
+        self._lost[token] = None
+        self._history.lost(self.sim.world.now, lock, spec.LossOp(*who, token))
+        believers = self._held.get(lock, {})
+        for held in [each for each in believers if each.hold.token == token]:
+            # Nobody promises anything against an administrator.
+            assert broken or not held.hold.confirm_by_ms, "a confirmed grant passed on"
+            del believers[held]
 
-    def _note(self, name: str, called: float, returned: float, what: spec.What) -> None:
-        self.history.setdefault(name, []).append(Operation(called, returned, what))
-
-    def _record(self, command: Any, called: float, returned: float, answer: Answer) -> None:
-        status, body = answer
-        if status in (200, 201):
-            self.acknowledged += 1
-        unknown = status == 504
-        self.counts["unknown"] += unknown
-        if isinstance(command, GetLock) and status == 200:
-            self._note(command.name, called, returned, _seen(body))
-        elif isinstance(command, Acquire | Release):
-            what = effect(command)
-            self._used.setdefault(command.session, {})[command.name] = None
-            if unknown:
-                self._unheard.setdefault(what, []).append(called)
-            elif status == 200:
-                self._heard[what] += 1
-                self._note(command.name, called, returned, _operation(what, body))
-            elif body["code"] in (spec.BUSY, spec.NOT_HOLDER, spec.EXPIRED):
-                self._note(command.name, called, returned, _refusal(what, body["code"]))
-
-    def _resolve(self) -> None:
-        """Complete the history: requests without an answer, and the ends of sessions.
-
-        Requests that do the same are alike, so the ones called first stand for those that were
-        done: their intervals hold the others'.
-        """
-        for what, calls in self._unheard.items():
-            times = self._effects.get(what, [])
-            for called in sorted(calls)[: max(0, len(times) - self._heard[what])]:
-                self._note(what[0], called, max(called, *times), _operation(what, {}))
-        for session, (began, seen) in self._ends.items():
-            for name in self._used.get(session, {}):
-                self._note(name, began, seen, spec.EndOp(session))
+    def done(self, effect: Effect, token: int) -> None:
+        self._history.done(self.sim.world.now, effect, token)
 
 
-def _operation(what: Effect, body: Any) -> spec.What:
-    """It was done; `body` is empty when nobody heard of it."""
-    _, session, owner, shared, token = what
-    if token:
-        return spec.ReleaseOp(session, owner, token, spec.RELEASED)
-    return spec.AcquireOp(session, owner, shared, spec.GRANTED, body.get("token", 0))
-
-
-def _refusal(what: Effect, code: str) -> spec.What:
-    _, session, owner, shared, token = what
-    if token:
-        return spec.ReleaseOp(session, owner, token, code)
-    return spec.AcquireOp(session, owner, shared, code)
-
-
-def _seen(body: Any) -> spec.ReadOp:
-    holders = tuple(
-        sorted((h["session"], h["owner"], h["token"], h["count"]) for h in body["holders"])
-    )
-    return spec.ReadOp(body.get("mode") == "shared", holders)
+def keyed(command: msgspec.Struct, key: str) -> Keyed:
+    """As a request with an Idempotency-Key reaches the log."""
+    _, op, args = _item.decode(KEYED_CODEC.encode_item(0, command))
+    digest = hashlib.blake2b(bytes(args), digest_size=16).digest()
+    return Keyed(key, digest, op, args)

@@ -1,11 +1,16 @@
 """The lock group's promises, checked in the order of its log: an own, naive account of everything.
 
 * Tokens strictly increase, per lock and in the group, for ever; a token names one holder.
-* No two exclusive holders, no exclusive beside shared ones, at any index.
+* Never two holders that exclude each other, never more permits than there are, at any index; a
+  grant of several locks is a grant of all of them, in one entry.
 * A grant goes to a live session only; a session ends by request, or after its time (a new leader
   gives it a full TTL), never otherwise; whoever is told `session_expired` has lost it.
-* First come, first served among equal priorities; a lock that nobody holds has nobody waiting.
-* A wait ends by grant, by its timeout (not before it), or with its session.
+* By age, priority and then first come: nobody is overtaken, so nobody starves; nobody waits for
+  what it could have.
+* A wait ends by grant, by its timeout (not before it), by a cancel, with its session, or as the
+  youngest of a real deadlock; no deadlock outlives the entry that closed it.
+* A numbered or keyed command is carried out once and has one answer (lockonce.py).
+* An unconfirmed grant passes on after its time, not before, and a confirmed one does not.
 
 Shares no code with the machine but the command structs. What must not live here: real time (the
 clients' view: lockload.py) and what one client may conclude from its answers (lockspec.py).
@@ -16,89 +21,54 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from dss.core.locks.commands import (
+    KEYED_CODEC,
     Acquire,
+    AcquireMany,
+    Break,
+    Cancel,
+    Confirm,
+    Downgrade,
+    ExpireGrants,
     ExpireSessions,
+    ExpireWaits,
+    Keyed,
     Release,
     SessionCreate,
     SessionEnd,
     SessionKeepalive,
+    Upgrade,
+    Withdraw,
 )
 from dss.core.machine import Result, Wake
-
-Who = tuple[str, str]
-"""(session, owner)."""
-
-
-Effect = tuple[str, str, str, bool, int]
-"""(lock, session, owner, shared, token); the token is 0 for an acquire, not for a release."""
+from dss.testing.lockaccount import Hold, Wait, Who
+from dss.testing.lockasking import Asks, Effect, LockAsking, LockSession, Watcher
+from dss.testing.lockonce import Name
 
 
-def effect(command: Acquire | Release) -> Effect:
-    """Equal for requests that do the same, such as a repeat."""
-    owner = command.owner or command.session
-    if isinstance(command, Release):
-        return command.name, command.session, owner, False, command.token
-    return command.name, command.session, owner, command.mode == "shared", 0
+class LockRules(LockAsking):
+    """Implements observed.Rules."""
 
-
-class _Hold(msgspec.Struct):
-    token: int
-    shared: bool
-    count: int = 1
-
-
-class _Wait(msgspec.Struct):
-    name: str
-    who: Who
-    shared: bool
-    priority: int
-    deadline_ms: int
-
-
-class _Lock(msgspec.Struct):
-    holders: dict[Who, _Hold] = {}
-    line: list[_Wait] = []
-
-
-class _Session(msgspec.Struct):
-    ttl_ms: int
-    deadline_ms: int
-    renewals: int = 0
-
-
-class LockRules:
-    """Implements observed.Rules.
-
-    Args:
-        granted: called with (lock, session, owner, shared, token) for every new holder.
-        ended: called with the session for every session that ended, and whether by expiry.
-        done: called with every acquire that was granted (or counted once more) and every release
-            that was carried out, as `effect` describes it.
-        due: called with the sessions whose end a leader proposes.
-    """
-
-    def __init__(
-        self,
-        granted: Callable[[str, Who, bool, int], None],
-        ended: Callable[[str, bool], None],
-        done: Callable[[Effect], None],
-        due: Callable[[list[str]], None],
-    ) -> None:
-        self._granted = granted
-        self._ended = ended
-        self._done = done
-        self._due = due
-        self._sessions: dict[str, _Session] = {}
-        self._locks: dict[str, _Lock] = {}
-        self._waits: dict[tuple[int, int], _Wait] = {}
-        self._last_token = 0
-        self._floor_ms = 0
-        self._log_ms = 0
-        self._ending: dict[str, None] = {}
-        self.grants = 0
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__(watcher)
+        self._expired = False
+        self._carry_out: dict[type, Callable[[Any, Result], None]] = {
+            SessionCreate: self._create,
+            SessionKeepalive: self._keepalive,
+            SessionEnd: self._end_session,
+            ExpireSessions: self._expire_sessions,
+            ExpireWaits: lambda command, result: None,
+            ExpireGrants: self._expire_grants,
+            Withdraw: lambda command, result: None,
+            Release: self._release,
+            Downgrade: self._downgrade,
+            Confirm: self._confirm,
+            Cancel: self._cancel,
+            Break: self._break,
+            Acquire: self._asked,
+            AcquireMany: self._asked,
+            Upgrade: self._asked,
+        }
 
     @property
     def sessions(self) -> int:
@@ -110,52 +80,153 @@ class LockRules:
         assert log_ms >= self._log_ms, f"log time went back at {index}"
         self._floor_ms = self._log_ms = log_ms
 
-    def due(self, log_ms: int, commands: Sequence[Any]) -> None:
-        for command in commands:
-            if isinstance(command, ExpireSessions):
-                self._due([session for session, _ in command.sessions])
-
     def applied(
         self, index: int, log_ms: int, steps: Sequence[tuple[Any, Result, Sequence[Wake]]]
     ) -> None:
         assert log_ms >= self._log_ms, f"log time went back at {index}"
         self._log_ms = log_ms
+        self._moved = False
         for position, (command, result, wakes) in enumerate(steps):
             try:
                 self._one((index, position), command, result, wakes)
             except AssertionError as error:
                 raise AssertionError(f"index {index}, {command}: {error}") from error
+        if self._moved and len(self.account.waits) > 1:
+            stuck = self.account.stuck()
+            assert not stuck, f"index {index}: a deadlock stays: {stuck}"
 
     def _one(
         self, at: tuple[int, int], command: Any, result: Result, wakes: Sequence[Wake]
     ) -> None:
-        self._ending = {}
-        touched: dict[str, None] = {}
-        if isinstance(command, SessionCreate):
-            self._create(command, result)
-        elif isinstance(command, SessionKeepalive):
-            self._keepalive(command, result)
-        elif isinstance(command, SessionEnd):
-            if self._answered(command.session, result):
-                self._ending[command.session] = None
-        elif isinstance(command, ExpireSessions):
-            self._expire(command)
-        elif isinstance(command, Release):
-            self._release(command, result)
-            touched[command.name] = None
-        taken_over = self._taken_over(command, wakes) if isinstance(command, Acquire) else None
-        for wake in wakes:
-            wait = self._waits.pop((wake.index, wake.position), None)
-            if wait is not None:
-                touched[wait.name] = None
-                self._woken(wait, wake)
-        if isinstance(command, Acquire):
-            self._acquire(at, command, result, taken_over)
-            touched[command.name] = None
-        for session in self._ending:
-            touched.update(dict.fromkeys(self._end(session, expired=_is_expiry(command))))
-        for name in touched:
-            self._settled(name)
+        self._dying, self._touched, self._key = {}, {}, ""
+        inner, name, joined = self._named(command, result)
+        self.counts[type(inner).__name__] += 1
+        if joined is None:
+            self._carry_out[type(inner)](inner, result)
+            asked = inner if isinstance(inner, Asks) else None
+            self._late_answers(at, command, inner, asked, result, wakes)
+            if name is not None and result[0]:
+                self.once.answered(name, result)
+        elif isinstance(joined, Wait):
+            assert result[0] == 0, f"a repeat of a command that waits was answered {result}"
+            [wake] = wakes
+            assert (wake.index, wake.position) == joined.at, f"not the wait of {joined}"
+            assert wake.body["code"] == "superseded", f"a repeat ended the wait: {wake}"
+            joined.joined_ms = self._log_ms
+            self.account.move(joined, at)
+        else:
+            assert not wakes, f"a repeat did something: {wakes}"
+            code = joined[1].get("code")
+            same = result == joined or (set(joined[1]) == {"code"} and result[1]["code"] == code)
+            assert same, f"a repeat was answered {result}, the one true answer is {joined}"
+        self._bury()
+        for each in self._touched:
+            self._settled(each)
+
+    def _named(self, command: Any, result: Result) -> tuple[Any, Name | None, Any]:
+        """(the command itself, what it is called, what it comes to without being carried out)."""
+        digest: bytes = b""
+        name: Name
+        if isinstance(command, Keyed):
+            name, digest, self._key = ("", command.key), command.digest, command.key
+            command = KEYED_CODEC.decode_args(command.op, command.args)
+            joined = self.once.begin(name, digest, 0, self._log_ms)
+            if joined is not None:
+                self._key = ""
+            return command, name, joined
+        seq = getattr(command, "seq", 0)
+        if seq and command.session in self._sessions:
+            name = (command.session, seq)
+            return command, name, self.once.begin(name, b"", command.ack, self._log_ms)
+        return command, None, None
+
+    # --- holding ---
+
+    def _held(self, command: Release | Downgrade | Confirm, result: Result) -> Hold | None:
+        """What it names; None: it was refused, and rightly."""
+        if self._answered(command.session, result):
+            return self._check_holder(command, held=True)
+        if result[1]["code"] == "not_holder":
+            self._check_holder(command, held=False)
+        return None
+
+    def _name_of(self, command: Release | Downgrade) -> tuple[Name, ...]:
+        if self._key:
+            return (("", self._key),)
+        return ((command.session, command.seq),) if command.seq else ()
+
+    def _release(self, command: Release, result: Result) -> None:
+        hold = self._held(command, result)
+        if hold is None:
+            return
+        who = (command.session, command.owner or command.session)
+        name_of = self._name_of(command)
+        hold.count -= 1
+        if not hold.count:
+            self._drop(command.name, who)
+        effect = Effect("release", command.name, *who, token=command.token, name_of=name_of)
+        self._watcher.done(effect, command.token)
+
+    def _downgrade(self, command: Downgrade, result: Result) -> None:
+        hold = self._held(command, result)
+        if hold is None:
+            return
+        assert hold.mode != "semaphore", "a share of a semaphore was downgraded"
+        who = (command.session, command.owner or command.session)
+        name_of = self._name_of(command)
+        hold.mode = "shared"
+        self._touch(command.name)
+        effect = Effect("downgrade", command.name, *who, token=command.token, name_of=name_of)
+        self._watcher.done(effect, command.token)
+
+    def _confirm(self, command: Confirm, result: Result) -> None:
+        hold = self._held(command, result)
+        if hold is not None:
+            hold.confirm_by_ms = 0
+
+    def _cancel(self, command: Cancel, result: Result) -> None:
+        if self._answered(command.session, result) and not result[1]["cancelled"]:
+            who = (command.session, command.owner or command.session)
+            waits = self.account.waits_of(who, [command.name])
+            left = [each for each in waits if each.joined_ms <= (command.before_ms or self._log_ms)]
+            assert not left, f"not cancelled: {left}"
+            if not waits:
+                self._sessions[who[0]].ages.pop((who[1], (command.name,)), None)
+
+    def _break(self, command: Break, result: Result) -> None:
+        holders = dict(self.account.lock(command.name).holders)
+        assert (result[0] == 200) == bool(holders), f"{result}, held by {holders}"
+        tokens = sorted(each["token"] for each in result[1].get("broken", ()))
+        assert tokens == sorted(hold.token for hold in holders.values()), "broke something else"
+        self._touch(command.name)
+        for who, hold in holders.items():
+            self._drop(command.name, who)
+            self._watcher.lost(command.name, who, hold.token, broken=True)
+
+    def _expire_grants(self, command: ExpireGrants, result: Result) -> None:
+        for name, lock in list(self.account.locks.items()):
+            for who, hold in list(lock.holders.items()):
+                if hold.token in command.tokens and 0 < hold.confirm_by_ms <= self._log_ms:
+                    self.counts["unconfirmed"] += 1
+                    self._drop(name, who)
+                    self._watcher.lost(name, who, hold.token, broken=False)
+
+    def _drop(self, name: str, who: Who) -> None:
+        del self.account.locks[name].holders[who]
+        self._touch(name)
+
+    def _touch(self, name: str) -> None:
+        self._moved = True
+        self._touched[name] = None
+
+    def _settled(self, name: str) -> None:
+        lock = self.account.lock(name)
+        if lock.waits:
+            for wait in lock.waits:
+                assert wait.who[0] in self._sessions, f"{wait} waits, its session has ended"
+            assert not self.account.ready(lock.first), f"waits for what it could have: {lock.first}"
+        elif not lock.holders:
+            del self.account.locks[name]
 
     # --- sessions ---
 
@@ -164,16 +235,7 @@ class LockRules:
             assert command.session is not None
             assert command.session not in self._sessions, "made twice"
             ttl_ms = command.ttl_ms
-            self._sessions[command.session] = _Session(ttl_ms, self._log_ms + ttl_ms)
-
-    def _answered(self, session: str, result: Result) -> bool:
-        """Whether the command was carried out; a refusal must be for the right reason."""
-        status, body = result
-        known = session in self._sessions
-        expired = status == 409 and body["code"] == "session_expired"
-        assert known or expired, f"answered {result} for a session that has ended"
-        assert not (known and expired), "told session_expired, but its time is not over"
-        return bool(status == 200)
+            self._sessions[command.session] = LockSession(ttl_ms, self._log_ms + ttl_ms, ages={})
 
     def _keepalive(self, command: SessionKeepalive, result: Result) -> None:
         if self._answered(command.session, result):
@@ -181,143 +243,30 @@ class LockRules:
             session.renewals += 1
             session.deadline_ms = self._log_ms + session.ttl_ms
 
-    def _expire(self, command: ExpireSessions) -> None:
+    def _end_session(self, command: SessionEnd, result: Result) -> None:
+        if self._answered(command.session, result):
+            self._dying[command.session] = None
+            self._expired = False
+
+    def _expire_sessions(self, command: ExpireSessions, result: Result) -> None:
+        self._expired = True
         for name, renewals in command.sessions:
             session = self._sessions.get(name)
             if session is None or session.renewals != renewals:
                 continue
             if max(session.deadline_ms, self._floor_ms + session.ttl_ms) <= self._log_ms:
-                self._ending[name] = None
+                self._dying[name] = None
 
-    def _end(self, session: str, *, expired: bool) -> list[str]:
-        """The session's holds and waits are over: the locks that this touches."""
-        touched = []
-        for name, lock in self._locks.items():
-            mine = [who for who in lock.holders if who[0] == session]
-            for who in mine:
-                del lock.holders[who]
-            if mine or any(wait.who[0] == session for wait in lock.line):
-                touched.append(name)
-        del self._sessions[session]
-        self._ended(session, expired)
-        return touched
-
-    # --- locks ---
-
-    def _lock(self, name: str) -> _Lock:
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = _Lock({}, [])
-        return lock
-
-    def _taken_over(self, command: Acquire, wakes: Sequence[Wake]) -> _Wait | None:
-        """A newer acquire of the same holder takes its wait over, with the place in the line."""
-        who = (command.session, command.owner or command.session)
-        for wake in wakes:
-            if wake.status == 409 and wake.body["code"] == "superseded":
-                older = self._waits.pop((wake.index, wake.position))
-                assert older.who == who, f"took over the wait of {older.who}"
-                if command.wait_ms and older.shared == (command.mode == "shared"):
-                    return older
-                line = self._lock(command.name).line
-                del line[_place(line, older)]
-        return None
-
-    def _acquire(
-        self, at: tuple[int, int], command: Acquire, result: Result, taken_over: _Wait | None
-    ) -> None:
-        who = (command.session, command.owner or command.session)
-        lock = self._lock(command.name)
-        shared = command.mode == "shared"
-        priority = getattr(command, "priority", 0)
-        deadline_ms = self._log_ms + command.wait_ms
-        wait = taken_over or _Wait(command.name, who, shared, priority, deadline_ms)
-        if result[0] == 0:
-            if taken_over is None:
-                assert lock.holders or lock.line, "waits for a free lock"
-                lock.line.append(wait)
-            wait.deadline_ms = deadline_ms
-            self._waits[at] = wait
-            return
-        assert taken_over is None, f"a wait was taken over and then answered {result}"
-        self._answered(command.session, result)
-        if result[0] == 200:
-            hold = lock.holders.get(who)
-            if hold is not None:
-                assert hold.token == result[1]["token"], "a re-entrant acquire got another token"
-                assert hold.shared == shared, "a re-entrant acquire in another mode"
-                hold.count += 1
-                self._done(effect(command))
-                return
-            ahead = [each for each in lock.line if each.priority >= priority]
-            assert not ahead, f"overtook {ahead}"
-            self._grant(lock, wait, result[1]["token"])
-        elif result[1]["code"] == "lock_timeout":
-            assert lock.holders, "told lock_timeout, but nobody holds it"
-            assert command.wait_ms == 0, "did not wait at all"
-
-    def _release(self, command: Release, result: Result) -> None:
-        who = (command.session, command.owner or command.session)
-        lock = self._lock(command.name)
-        hold = lock.holders.get(who)
-        holds = hold is not None and hold.token == command.token
-        if self._answered(command.session, result):
-            assert hold is not None, "released what it did not hold"
-            assert holds, f"released with token {command.token}, holds {hold.token}"
-            self._done(effect(command))
-            hold.count -= 1
-            if not hold.count:
-                del lock.holders[who]
-        elif result[1]["code"] == "not_holder":
-            assert not holds, "told not_holder, but it holds it"
-
-    def _woken(self, wait: _Wait, wake: Wake) -> None:
-        lock = self._locks[wait.name]
-        place = _place(lock.line, wait)
-        del lock.line[place]
-        if wake.status == 200:
-            session = wait.who[0]
-            assert session in self._sessions, f"granted to {session}, which has ended"
-            ahead = [each for each in lock.line[:place] if each.priority >= wait.priority]
-            ahead = [each for each in ahead if each.who[0] not in self._ending]
-            assert not ahead, f"{wait} overtook {ahead}"
-            self._grant(lock, wait, wake.body["token"])
-        elif wake.body["code"] == "lock_timeout":
-            assert wait.deadline_ms <= self._log_ms, "its time to wait is not over"
-        elif wake.body["code"] == "session_expired":
-            session = wait.who[0]
-            ended = session in self._ending or session not in self._sessions
-            assert ended, "told session_expired, but its time is not over"
-
-    def _grant(self, lock: _Lock, wait: _Wait, token: int) -> None:
-        assert token > self._last_token, f"token {token} after {self._last_token}"
-        self._last_token = token
-        for who, hold in list(lock.holders.items()):
-            if not (hold.shared and wait.shared):
-                # Sessions that end in the same command end one after the other.
-                assert who[0] in self._ending, f"granted to {wait.who}, {who} holds it ({hold})"
-                del lock.holders[who]
-        lock.holders[wait.who] = _Hold(token, wait.shared)
-        self.grants += 1
-        self._done((wait.name, *wait.who, wait.shared, 0))
-        self._granted(wait.name, wait.who, wait.shared, token)
-
-    def _settled(self, name: str) -> None:
-        lock = self._locks[name]
-        for wait in lock.line:
-            assert wait.who[0] in self._sessions, f"{wait} waits, its session has ended"
-        if not lock.holders:
-            assert not lock.line, f"nobody holds {name}, and {lock.line} wait"
-            del self._locks[name]
-
-
-def _is_expiry(command: Any) -> bool:
-    return isinstance(command, ExpireSessions)
-
-
-def _place(line: list[_Wait], wait: _Wait) -> int:
-    """By identity: two waits may look alike."""
-    for place, each in enumerate(line):
-        if each is wait:
-            return place
-    raise AssertionError(f"{wait} is not in the line")
+    def _bury(self) -> None:
+        """Those that end in this command are gone, and all that they held."""
+        dying, self._dying = self._dying, {}
+        for session in dying:
+            for name, lock in self.account.locks.items():
+                mine = [who for who in lock.holders if who[0] == session]
+                for who in mine:
+                    del lock.holders[who]
+                if mine or any(wait.who[0] == session for wait in lock.waits):
+                    self._touch(name)
+            del self._sessions[session]
+            self.once.ended(session)
+            self._watcher.ended(session, expired=self._expired)

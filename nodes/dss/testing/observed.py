@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from dss.core.machine import CommandCodec, Machine, Result, Wake
+from dss.core.machine import CommandCodec, Machine, PiecewiseMachine, Result, Wake
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -30,9 +30,6 @@ class Rules(Protocol):
         self, index: int, log_ms: int, steps: Sequence[tuple[Any, Result, Sequence[Wake]]]
     ) -> None:
         """(command, its result, the wakes it caused), in order."""
-
-    def due(self, log_ms: int, commands: Sequence[Any]) -> None:
-        """A leader was given these commands to propose."""
 
 
 class Witness:
@@ -88,6 +85,7 @@ class Observed:
         watched = _Watched(commands, lambda: caused.append(list(self.inner.take_wakes())))
         results = self.inner.apply(index, log_ms, watched)
         assert len(caused) == len(results) == len(commands)
+        caused[-1] += self.inner.take_wakes()  # what came of the entry as a whole
         for wakes in caused:
             self._wakes.extend(wakes)
         if self._witness.seen(self._node, index, _encode((log_ms, results, caused))):
@@ -111,9 +109,7 @@ class Observed:
         return self.inner.next_due_ms()
 
     def due(self, log_ms: int) -> list[Any]:
-        commands = self.inner.due(log_ms)
-        self._witness.rules.due(log_ms, commands)
-        return commands
+        return self.inner.due(log_ms)
 
     def snapshot(self) -> bytes:
         return self.inner.snapshot()
@@ -123,3 +119,15 @@ class Observed:
 
     def check_invariants(self) -> None:
         self.inner.check_invariants()
+
+
+class ObservedInPieces(Observed):
+    """Implements core.machine.PiecewiseMachine too, around one that does."""
+
+    def snapshot_rows(self) -> int:
+        assert isinstance(self.inner, PiecewiseMachine)
+        return self.inner.snapshot_rows()
+
+    def snapshot_pieces(self) -> Iterator[bytes]:
+        assert isinstance(self.inner, PiecewiseMachine)
+        return self.inner.snapshot_pieces()

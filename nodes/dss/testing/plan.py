@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from dss.core.raft.settings import RaftSettings
+from dss.testing.lockuses import USES
 from dss.testing.world import NetFaults
 
 KINDS: Final = (
@@ -25,7 +26,10 @@ KINDS: Final = (
     "wipe",
     "restart_all",
     "transfer",
+    "stop",
     "fight",
+    "slow_disk",
+    "expel",
     "clock_jump",
     "client_crash",
     "client_pause",
@@ -56,7 +60,7 @@ class Plan:
         )
         self.net = NetFaults.drawn(rng)
         # One seed in ten breaks nothing but the net; the others at least two kinds of thing.
-        self.kinds = () if rng.random() < 0.1 else tuple(rng.sample(KINDS, rng.randint(2, 7)))
+        self.kinds = () if rng.random() < 0.1 else tuple(rng.sample(KINDS, rng.randint(2, 8)))
         self.drift = rng.choice([0.0, DRIFT_PROMISED, 0.2])
         self.sync_ms = rng.choice([0.0, 0.3, 3.0, 20.0])
         self.segment_bytes = rng.choice([16_384, 65_536])
@@ -72,8 +76,15 @@ class Plan:
         self.reads = rng.random() < 0.8
         self.clients = rng.randint(2, 5)
         self.lock_names = rng.choice([1, 2, 5])
+        self.lock_uses = tuple(rng.sample(USES, rng.choice([0, 2, 4, len(USES)])))
         self.ttl_ms = rng.choice([300, 1_000, 3_000])
         self.think_ms = rng.choice([20.0, 80.0, 300.0])
+        self.joins_ms = rng.choice([0.0, 0.0, 0.0, rng.uniform(1.0, 20_000.0)])
+        """When a node that founded nothing joins; 0: there is none."""
+        self.chunk_bytes = rng.choice([100, 1_000, 100_000])
+        """A snapshot goes in pieces: lost ones, and leaders that change in between."""
+        self.inline_rows = rng.choice([3, 3, 1_000])
+        """Larger states are encoded beside the loop, while nothing is applied."""
         dice = rng.random()
         if dice < 0.12:
             self._duel(rng)
@@ -96,11 +107,12 @@ class Plan:
             log_tail_entries=1_000,
         )
         self.net.delay_ms_mean = rng.choice([2.0, 10.0])
+        self.joins_ms = 0.0
         self.kinds = ("fight", "crash")
         self.calms = False
         self.sync_ms = 0.3
         self.fault_every_ms = rng.choice([300.0, 600.0])
-        self.down_ms_max = 300.0
+        self.down_ms_max = 1_000.0
         self.aims_at_leader = 0.9
         self.kills_new_leaders = 0.9
         self.snapshot_every_entries = 100_000
@@ -112,6 +124,7 @@ class Plan:
         self.settings = msgspec.structs.replace(
             self.settings, election_min_ms=150, election_max_ms=450
         )
+        self.joins_ms = 0.0
         self.kinds = ("slow_link",)
         self.calms = False
         self.reads = True

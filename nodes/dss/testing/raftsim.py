@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dss.core.machine import Machine
+from dss.core.machine import Machine, PiecewiseMachine
 from dss.core.raft.messages import Configuration, Member
+from dss.drivers.engine import Engine
 from dss.testing.chaos import Chaos
 from dss.testing.invariants import Invariants
 from dss.testing.lockload import LockWorkload
-from dss.testing.observed import Observed, Witness
+from dss.testing.observed import Observed, ObservedInPieces, Witness
 from dss.testing.plan import Plan
 from dss.testing.simnode import SimNode, incarnation_of
 from dss.testing.tallyload import TallyWorkload
@@ -46,7 +47,21 @@ class Simulation:
         self.invariants = {gid: Invariants() for gid in self.workloads}
         self.witnesses = {gid: Witness(load.rules) for gid, load in self.workloads.items()}
         self.nodes = {name: SimNode(self, name) for name in names}
+        if self.plan.joins_ms:
+            self._add_newcomer(f"n{self.plan.nodes + 1}")
+        self.elections = self.snapshots_taken = self.snapshots_installed = 0
         self.chaos = Chaos(self)
+
+    def _add_newcomer(self, name: str) -> None:
+        """A node that founds nothing, and is let in while all goes on."""
+        node = self.nodes[name] = SimNode(self, name)
+        node.wipe()
+        node.joins_ms = self.plan.joins_ms
+
+    def note_end_of(self, engine: Engine) -> None:
+        """Its process is over, and so are its counters."""
+        self.snapshots_taken += engine.snapshotting.taken
+        self.snapshots_installed += engine.snapshotting.installed
 
     @property
     def acknowledged(self) -> int:
@@ -57,7 +72,9 @@ class Simulation:
         return sum(invariants.checks for invariants in self.invariants.values())
 
     def new_machine(self, gid: int, node: str) -> Machine:
-        return Observed(node, self.workloads[gid].new_machine(), self.witnesses[gid])
+        machine = self.workloads[gid].new_machine()
+        kind = ObservedInPieces if isinstance(machine, PiecewiseMachine) else Observed
+        return kind(node, machine, self.witnesses[gid])
 
     def leaders(self, gid: int) -> list[SimNode]:
         """All nodes that believe that they lead."""
@@ -65,9 +82,17 @@ class Simulation:
 
     def members(self) -> list[SimNode]:
         """The nodes that are voters: not those that wait to be let in with a new disk."""
-        return [node for node in self.nodes.values() if not node.lost and not node.absent]
+        return [
+            node for node in self.nodes.values() if not (node.lost or node.absent or node.leaving)
+        ]
 
     def run(self) -> None:
+        self._run()
+        for node in self.nodes.values():
+            if node.engine is not None:
+                self.note_end_of(node.engine)
+
+    def _run(self) -> None:
         for node in self.nodes.values():
             node.guard(node.start)
         for workload in self.workloads.values():
@@ -114,7 +139,8 @@ class Simulation:
         while self.world.now < until and not self._quiet():
             self.world.run_until(self.world.now + 200.0)
         assert all(each.quiet() for each in self.workloads.values()), "something never ends"
-        outside = [node.node_id for node in self.nodes.values() if node.absent or node.lost]
+        inside = self.members()
+        outside = [node.node_id for node in self.nodes.values() if node not in inside]
         assert not outside, f"{outside} are not let in again"
         self._settle()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections import Counter
 
@@ -17,6 +18,7 @@ class Outcome(msgspec.Struct):
     seed: int
     failure: str
     settle_ms: float
+    cpu_s: float
     totals: dict[str, int]
     faults: dict[str, int]
 
@@ -27,6 +29,7 @@ def run_seed(work: tuple[int, float, bool]) -> Outcome:
     seed, seconds, twice = work
     simulation = Simulation(seed, seconds=seconds)
     failure = ""
+    started = time.process_time()
     try:
         simulation.run()
         if twice:
@@ -42,7 +45,11 @@ def run_seed(work: tuple[int, float, bool]) -> Outcome:
         lost=simulation.net.lost,
         doubled=simulation.net.doubled,
         replayed=simulation.net.replayed,
+        elections=simulation.elections,
+        snapshots_taken=simulation.snapshots_taken,
+        snapshots_installed=simulation.snapshots_installed,
     )
     for workload in simulation.workloads.values():
         totals.update(workload.counts)
-    return Outcome(seed, failure, simulation.settle_ms, totals, simulation.chaos.counts)
+    cpu_s = time.process_time() - started
+    return Outcome(seed, failure, simulation.settle_ms, cpu_s, totals, simulation.chaos.counts)

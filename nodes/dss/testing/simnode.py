@@ -40,13 +40,17 @@ class SimNode:
     Attributes:
         alive: its process runs (or is paused).
         lost: its data directory is damaged beyond use: it does not come up any more.
-        absent: its disk was replaced, and it is not a voter of every group again yet.
+        absent: its disk was replaced or it is new, and it is no voter of every group yet.
+        leaving: it runs, and is being removed from its groups.
+        joins_ms: a node that founded nothing is let in from then on.
+        stall_ms: every sync takes so much longer now.
     """
 
     def __init__(self, sim: Simulation, node_id: str) -> None:
         self.sim = sim
         self.node_id = node_id
         self.wipes = 0
+        self._incarnation = incarnation_of(node_id, 0)
         self.rng = sim.world.rng(f"node/{node_id}")
         self.drift = 1.0 + self.rng.uniform(-0.5, 0.5) * sim.plan.drift
         self.offset_ms = self.rng.uniform(0.0, 100_000.0)
@@ -56,6 +60,9 @@ class SimNode:
         self.paused = False
         self.lost = False
         self.absent = False
+        self.leaving = False
+        self.joins_ms = 0.0
+        self.stall_ms = 0.0
         self.life = 0
         self.engine: Engine | None = None
         self._held: list[Callable[[], None]] = []
@@ -64,7 +71,7 @@ class SimNode:
 
     @property
     def incarnation(self) -> str:
-        return incarnation_of(self.node_id, self.wipes)
+        return self._incarnation
 
     def raft(self, gid: int) -> Raft | None:
         """The core of a group; None: not running, or not a member."""
@@ -119,6 +126,7 @@ class SimNode:
             assert self.engine is not None
             raft = self.engine.groups[group].raft
             self.sim.invariants[group].elected(self.incarnation, term, raft)
+            self.sim.elections += 1
             self.sim.chaos.new_leader(self)
 
     def applied(self, group: int) -> None:
@@ -154,6 +162,8 @@ class SimNode:
             hooks=self,
             snapshot_every_entries=plan.snapshot_every_entries,
         )
+        self.engine.snapshotting.chunk_bytes = plan.chunk_bytes
+        self.engine.snapshotting.inline_rows = plan.inline_rows
         for gid in self.sim.workloads:
             self._open(self.engine, gid)
         self.arm()
@@ -174,6 +184,8 @@ class SimNode:
             return
         self.alive = False
         self.life += 1
+        if self.engine is not None:
+            self.sim.note_end_of(self.engine)
         self.engine = None
         if power:
             self.wal_files = self.wal_files.crash(self.rng)
@@ -189,7 +201,8 @@ class SimNode:
         """A new disk in the place of the old one. Only while it is down."""
         assert not self.alive
         self.wipes += 1
-        self.lost, self.absent = False, True
+        self._incarnation = incarnation_of(self.node_id, self.wipes)
+        self.lost, self.absent, self.leaving = False, True, False
         self.wal_files = SimFiles(self.rng)
         self.snapshot_files = SimFiles(self.rng)
 
@@ -249,7 +262,7 @@ class SimNode:
         if not self.engine.begin():
             self._finish()
             return
-        delay = self.sim.plan.sync_ms * self.rng.expovariate(1.0)
+        delay = self.sim.plan.sync_ms * self.rng.expovariate(1.0) + self.stall_ms
         if delay < 0.05:
             self._sync_and_finish()
         else:

@@ -1,13 +1,17 @@
 """Planted bugs: what the simulation must find, or its green runs mean nothing.
 
 Each is a context manager that breaks the real code while it is open: those of consensus and storage
-here, those of the locks in zoo_locks.py. `tests/sim/test_raftsim.py` replays the recorded seed of
-each; `make zoo` searches anew. What must not live here: anything that production imports.
+here, those of the locks in zoo_locks.py and zoo_modes.py. `tests/sim/test_raftsim.py` replays the
+recorded seed of each; `make zoo` searches anew. What must not live here: anything that production
+imports.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -19,11 +23,12 @@ from dss.core.raft.leadership import Leadership
 from dss.core.raft.raft import Raft
 from dss.drivers.engine import Engine
 from dss.drivers.group import Group
+from dss.drivers.snapshotting import Snapshotting
 from dss.storage.durable import START, DurableMark
 from dss.storage.files import Files
 from dss.storage.recovery import Recovered, recover
 from dss.storage.wal import Wal
-from dss.testing import zoo_locks
+from dss.testing import zoo_locks, zoo_modes
 from dss.testing.raftsim import Simulation
 from dss.testing.simnode import SimNode
 from dss.testing.tally import Tally
@@ -75,7 +80,7 @@ def stale_read() -> Iterator[None]:
         self.reads.begin(self._raft.commit_index)
         for index, refs in self.reads.confirmed(self.reads.context):
             for ref in refs:
-                self._raft._out.append(fx.ReadReady(ref, index))
+                self._raft.emit(fx.ReadReady(ref, index))
 
     with mock.patch.object(Leadership, "_begin_read_round", broken):
         yield
@@ -154,12 +159,42 @@ def wiped_voter_votes_again() -> Iterator[None]:
     def wiped(self: SimNode) -> None:
         incarnation = self.incarnation
         original(self)
+        if self.sim.world.now == 0:
+            return  # a newcomer
         self.wipes -= 1
+        self._incarnation = incarnation
         for invariants in self.sim.invariants.values():
             invariants.forget(incarnation)
 
     original = SimNode.wipe
     with mock.patch.object(SimNode, "wipe", wiped):
+        yield
+
+
+@contextlib.contextmanager
+def learner_counts_in_the_quorum() -> Iterator[None]:
+    """An entry that a learner has counts as if a voter had it."""
+
+    def broken(self: Leadership, own: int, others: dict[str, int]) -> int:
+        membership = self._raft.membership
+        reached = [others[n] if n != self._raft.node_id else own for n in membership.members]
+        reached.sort(reverse=True)
+        return reached[membership.quorum - 1]
+
+    with mock.patch.object(Leadership, "_quorum_value", broken):
+        yield
+
+
+@contextlib.contextmanager
+def applies_while_a_snapshot_is_cut() -> Iterator[None]:
+    """A snapshot that is encoded in pieces holds what was applied meanwhile."""
+    original = Snapshotting._cut
+
+    def broken(self: Snapshotting, group: Group, *args: Any) -> None:
+        original(self, group, *args)
+        group.cutting = False
+
+    with mock.patch.object(Snapshotting, "_cut", broken):
         yield
 
 
@@ -172,7 +207,10 @@ def torn_tail_drops_what_was_durable() -> Iterator[None]:
             mark.bound = START
         return recover(files, mark)
 
-    with mock.patch("dss.storage.wal.recover", broken):
+    with (
+        mock.patch("dss.storage.wal.recover", broken),
+        mock.patch("dss.storage.recovery.synced.vouched", return_value=0),
+    ):
         yield
 
 
@@ -188,8 +226,11 @@ ZOO: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         acknowledges_what_it_did_not_check,
         old_terms_count_as_committed,
         wiped_voter_votes_again,
+        learner_counts_in_the_quorum,
+        applies_while_a_snapshot_is_cut,
         torn_tail_drops_what_was_durable,
         *zoo_locks.BUGS,
+        *zoo_modes.BUGS,
     )
 }
 
@@ -215,15 +256,21 @@ def search(
     return None
 
 
+def _search(bug: str) -> tuple[str, tuple[int, str] | None]:
+    """In a process of the pool."""
+    logging.getLogger("dss").setLevel(logging.ERROR)
+    return bug, search(bug)
+
+
 def main() -> int:
     """`make zoo`: search for every planted bug, or those named. Exit code 1: one stays hidden."""
     hidden = 0
     bugs = sys.argv[1:] or list(ZOO)
-    for bug in bugs:
-        found = search(bug)
-        hidden += found is None
-        seed, seen = found or (0, "NOT FOUND within 500 seeds")
-        print(f"{bug:36} seed {seed:<4} {seen[:120]}", flush=True)
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        for bug, found in pool.imap_unordered(_search, bugs):
+            hidden += found is None
+            seed, seen = found or (0, "NOT FOUND within 500 seeds")
+            print(f"{bug:36} seed {seed:<4} {seen[:120]}", flush=True)
     print(f"{len(bugs) - hidden} passed, {hidden} failed")
     return 1 if hidden else 0
 
