@@ -83,6 +83,8 @@ class Wait:
         """Questions without a certain answer, and their arguments."""
         self._again_s = math.inf
         self._granted: Any = None
+        self._unsure: dict[str, Any] | None = None
+        """A question's arguments: nobody waits for its answer, and what came of it is unknown."""
 
     async def answer(self) -> Any:
         """The grant's body.
@@ -92,8 +94,13 @@ class Wait:
             Indeterminate, NoQuorum, Unavailable, Overloaded: `undo` is needed. So it is after a
                 cancellation.
         """
+        if self._until_s - clock_s() <= WAIT_MS_MAX / 1_000:
+            body = await self._answer_to_one()
+            if body is not None:
+                return body
+        else:
+            self._ask()
         refusal: DssError | None = None
-        self._ask()
         while self._open:
             for task in await self._answered():
                 try:
@@ -114,6 +121,24 @@ class Wait:
                 refusal = None
         return self._granted
 
+    async def _answer_to_one(self) -> Any:
+        """The usual case, without a task: one question. None: it was asked anew."""
+        args = self._arguments()
+        try:
+            self._granted = await self._session.do(self._op, args, self._until_s)
+        except (asyncio.CancelledError, Indeterminate):
+            self._unsure = args
+            raise
+        except REPEATABLE:
+            if "wait_ms" in args:
+                self._unsure = args
+            else:
+                self._session.skip(args)
+            raise
+        except DssError as refusal:
+            self._ask_anew_after(refusal)
+        return self._granted
+
     async def _answered(self) -> set[asyncio.Task[Any]]:
         """Questions that have an answer; none when it is time to ask again, which is done."""
         # Two questions open mean that no server answers: a third would not help.
@@ -128,14 +153,14 @@ class Wait:
 
     def _ask(self) -> None:
         """Take a place in line, or keep it."""
-        left_s = max(0.0, self._until_s - clock_s())
-        args = dict(self._args)
-        wait_ms = round(1_000 * min(WAIT_MS_MAX / 1_000, left_s))
-        if wait_ms:
-            args["wait_ms"] = wait_ms
-        more = left_s > WAIT_MS_MAX / 1_000
+        more = self._until_s - clock_s() > WAIT_MS_MAX / 1_000
         self._again_s = clock_s() + ASK_AGAIN_S if more else math.inf
-        self._put(args, self._until_s)
+        self._put(self._arguments(), self._until_s)
+
+    def _arguments(self) -> dict[str, Any]:
+        left_s = self._until_s - clock_s()
+        wait_ms = round(1_000 * min(WAIT_MS_MAX / 1_000, left_s))
+        return {**self._args, "wait_ms": wait_ms} if wait_ms > 0 else dict(self._args)
 
     def _put(self, args: dict[str, Any], until_s: float) -> None:
         work = self._session.do(self._op, args, until_s)
@@ -173,6 +198,8 @@ class Wait:
         cancel = {
             "session": self._session.id, "name": self._name, "owner": self._args["owner"],
         }  # fmt: skip
+        if self._unsure is not None and not self._session.lost:
+            self._put(self._unsure, clock_s())
         while self._open and not self._session.lost:
             with contextlib.suppress(DssError):
                 await self._calls.ask("cancel", cancel)
