@@ -14,63 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from dss.base.errors import DssError
 from dss.client import client as aio
-from dss.client import election, handles, held, queues, sessions
+from dss.client import election, handles, held, sessions
 from dss.client.client import DEFAULT_TTL_S
 from dss.client.election import Leader
 from dss.client.errors import Closed, DeadlockError, LockTimeout
 from dss.client.held import LockLost
+from dss.client.loop_thread import LoopThread
 from dss.client.queues import Message
+from dss.client.sync_services import Cache, Queue
 
 __all__ = [
     "Cache", "Client", "DeadlockError", "Election", "Held", "Leader", "LockHandle", "LockLost",
     "LockTimeout", "Message", "Queue", "RwLock", "Session", "connect",
 ]  # fmt: skip
-
-T = TypeVar("T")
-
-
-class _Loop:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="dss", daemon=True)
-        self._thread.start()
-        self._pid = os.getpid()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Its result; Ctrl-C cancels it."""
-        if self._loop.is_closed() or self._pid != os.getpid():
-            work.close()
-            if self._pid == os.getpid():
-                raise Closed
-            raise Closed(  # threads do not come along, and what is held is the parent's
-                f"this client belongs to process {self._pid}, which has forked this one "
-                f"({os.getpid()}): connect here again"
-            )
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        if self._loop.is_closed() or self._pid != os.getpid():
-            return
-        self.run(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class Session:
@@ -99,7 +63,7 @@ class Held:
             held.check()
     """
 
-    def __init__(self, loop: _Loop, inner: held.Held) -> None:
+    def __init__(self, loop: LoopThread, inner: held.Held) -> None:
         self._loop = loop
         self._inner = inner
         self.name = inner.name
@@ -213,7 +177,7 @@ class LockHandle(_Entered):
             print(held.token)
     """
 
-    def __init__(self, loop: _Loop, inner: handles.LockHandle) -> None:
+    def __init__(self, loop: LoopThread, inner: handles.LockHandle) -> None:
         self._loop = loop
         self._inner = inner
 
@@ -241,7 +205,7 @@ class Election(_Entered):
             assert election.leader().token == leading.token
     """
 
-    def __init__(self, loop: _Loop, inner: election.Election) -> None:
+    def __init__(self, loop: LoopThread, inner: election.Election) -> None:
         self._loop = loop
         self._inner = inner
 
@@ -279,7 +243,7 @@ class RwLock:
             held.upgrade(wait=5)
     """
 
-    def __init__(self, loop: _Loop, inner: handles.RwLock) -> None:
+    def __init__(self, loop: LoopThread, inner: handles.RwLock) -> None:
         self._loop = loop
         self._inner = inner
 
@@ -290,66 +254,6 @@ class RwLock:
     def write(self) -> LockHandle:
         """Held alone."""
         return LockHandle(self._loop, self._inner.write())
-
-
-class Queue:
-    """See `dss.client.Queue`.
-
-    Example:
-        client.queue("mails").send("hello", key="a")
-        client.queue("mails").ack(*client.queue("mails").receive(10, wait=1))
-    """
-
-    def __init__(self, loop: _Loop, inner: queues.Queue) -> None:
-        self._loop = loop
-        self._inner = inner
-
-    def create(self, **settings: Any) -> None:
-        """Make the queue, or change its settings."""
-        self._loop.run(self._inner.create(**settings))
-
-    def send(self, body: Any, *, key: str | None = None, delay: float = 0.0, **more: Any) -> str:
-        """Send one message; its id."""
-        return self._loop.run(self._inner.send(body, key=key, delay=delay, **more))
-
-    def receive(
-        self, max: int = 1, *, wait: float = 0.0, visibility: float | None = None
-    ) -> list[Message]:
-        """Up to `max` messages; waits up to `wait` seconds for the first."""
-        return self._loop.run(self._inner.receive(max, wait=wait, visibility=visibility))
-
-    def ack(self, *messages: Message | str) -> None:
-        """Done with these messages, for good."""
-        self._loop.run(self._inner.ack(*messages))
-
-    def nack(self, *messages: Message | str, delay: float = 0.0) -> None:
-        """Give these back, to be delivered again after `delay` seconds."""
-        self._loop.run(self._inner.nack(*messages, delay=delay))
-
-
-class Cache:
-    """See `dss.client.Client.cache`.
-
-    Example:
-        client.cache.put("price/42", {"eur": 7}, ttl=60)
-        assert client.cache.get("price/42") == {"eur": 7}
-    """
-
-    def __init__(self, loop: _Loop, client: aio.Client) -> None:
-        self._loop = loop
-        self._inner = client.cache
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The last committed value of `key`, or `default`."""
-        return self._loop.run(self._inner.get(key, default))
-
-    def put(self, key: str, value: Any, *, ttl: float | None = None) -> str:
-        """Store `value`; its version."""
-        return self._loop.run(self._inner.put(key, value, ttl=ttl))
-
-    def delete(self, key: str) -> bool:
-        """Remove `key`; False when there was none."""
-        return self._loop.run(self._inner.delete(key))
 
 
 class Client:
@@ -365,7 +269,7 @@ class Client:
         client.close()
     """
 
-    def __init__(self, loop: _Loop, inner: aio.Client) -> None:
+    def __init__(self, loop: LoopThread, inner: aio.Client) -> None:
         self._loop = loop
         self._inner = inner
         self.cache = Cache(loop, inner)
@@ -492,7 +396,7 @@ def connect(
             print(held.token)
     """
     opened = aio.connect(endpoints, token=token, name=name, headers=headers)
-    loop = _Loop()
+    loop = LoopThread()
     return Client(loop, loop.run(_enter(opened)))
 
 
