@@ -66,3 +66,24 @@ def test_client_codec__every_write_is_in_the_log_codec_and_no_read_is():
 def test_defaults__are_not_encoded():
     item = LOG_CODEC.encode_item(1, Acquire("s", "a"))
     assert msgspec.msgpack.decode(item) == [1, "acquire", {"session": "s", "name": "a"}]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x91\x93\x01\xa2\xff\xfe\x80",
+        b"\x91\x93\x01\xa3get" + b"\x91" * 100_000,
+        b"\x91" * 100_000,
+    ],
+)
+def test_message_that_msgpack_cannot_read__invalid_not_a_crash(payload):
+    with pytest.raises(Invalid):
+        CLIENT_CODEC.split(payload)
+
+
+@pytest.mark.parametrize(
+    "args", [b"\x81\xa4name\xa2\xff\xfe", b"\x81\xa4name" + b"\x91" * 100_000]
+)
+def test_args_that_msgpack_cannot_read__invalid_not_a_crash(args):
+    with pytest.raises(Invalid):
+        CLIENT_CODEC.decode_args("get", args)
