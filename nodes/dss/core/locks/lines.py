@@ -102,7 +102,7 @@ class LockLines(LockState):
             lock = self._locks[name]
             hold = lock.holders.get((session.id, owner))
             if hold is None:
-                lock.mode = "exclusive"
+                self._open(lock, "exclusive", 0)
                 self._grant(lock, session, owner)
                 hold = lock.holders[session.id, owner]
             else:
@@ -118,7 +118,7 @@ class LockLines(LockState):
         del lock.holders[session.id, hold.owner]
         self.held -= 1
         self._note_end(hold, UPGRADED)
-        lock.mode = "exclusive"
+        self._open(lock, "exclusive", 0)
         result = self._grant(lock, session, hold.owner)
         lock.holders[session.id, hold.owner].count = hold.count
         return result
