@@ -1,16 +1,12 @@
 """What the locks are to reach beside their peers, and how a run did: the table and the JSON.
 
-Source: docs/performance.md. What must not live here: measuring.
+Source: docs/performance.md. What must not live here: measuring, tables of rates (report.py).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure import Workload
+from bench.report import rates, ratio, write_json
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,15 +68,6 @@ RECOVERY_S = 10.0
 KEEPALIVE_PERCENT = 20.0
 
 
-def ratio(workloads: Sequence[Workload], over: str, under: str) -> float | None:
-    """The median of each round's ratio: the machine's drift cancels out."""
-    rounds = {w.key: w.rounds for w in workloads if w.rounds}
-    if over not in rounds or under not in rounds:
-        return None
-    pairs = zip(rounds[over], rounds[under], strict=False)  # a failed run ends within a round
-    return median(a.per_s / b.per_s for a, b in pairs)
-
-
 def judge(workloads: Sequence[Workload], found: dict[str, Any]) -> list[Goal]:
     """The goals that this run has figures for."""
     goals = []
@@ -116,17 +104,9 @@ def judge(workloads: Sequence[Workload], found: dict[str, Any]) -> list[Goal]:
 
 
 def show(console: Console, workloads: Sequence[Workload], goals: Sequence[Goal]) -> None:
-    rates = Table(title="median of the rounds", title_justify="left")
-    for column in ("what", "in flight", "per second", "p50 ms", "p99 ms"):
-        rates.add_column(column, justify="left" if column == "what" else "right")
-    for w in workloads:
-        if w.rounds:
-            m = w.median()
-            rates.add_row(
-                w.title, str(w.in_flight), f"{m.per_s:,.0f}", f"{m.p50_ms:.2f}", f"{m.p99_ms:.2f}"
-            )
-    if rates.row_count:
-        console.print(rates)
+    table = rates(workloads)
+    if table.row_count:
+        console.print(table)
     table = Table(title="goals", title_justify="left")
     for column in ("", "what", "measured", "to reach"):
         table.add_column(column, justify="right" if column == "measured" else "left")
@@ -145,29 +125,7 @@ def write(
     found: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
-    document = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            "system": platform.platform(),
-        },
-        "settings": settings,
-        "workloads": {
-            w.key: {
-                "title": w.title,
-                "in_flight": w.in_flight,
-                "median": asdict(w.median()),
-                "rounds": [asdict(r) for r in w.rounds],
-            }
-            for w in workloads
-            if w.rounds
-        },
-        "found": found,
-        "goals": [
-            {**asdict(goal), "reached": goal.reached, "acceptable": goal.acceptable}
-            for goal in goals
-        ],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    judged = [
+        {**asdict(goal), "reached": goal.reached, "acceptable": goal.acceptable} for goal in goals
+    ]
+    write_json(path, workloads, settings, {"found": found, "goals": judged})

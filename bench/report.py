@@ -1,10 +1,14 @@
-"""The benchmark's result: a table for people, JSON for machines."""
+"""A benchmark's result: a table for people, JSON for machines.
+
+Shared with the locks' benchmark, whose goals are in goals.py: `ratio`, `rates`, `write_json`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,21 +30,31 @@ RATIOS = (
 """Title, numerator, denominator, requests a cycle of the numerator, the aim."""
 
 
-def ratios(workloads: list[Workload]) -> dict[str, float]:
+def ratio(workloads: Sequence[Workload], over: str, under: str) -> float | None:
     """The median over the rounds of each round's ratio: the machine's drift cancels out."""
     rounds = {w.key: w.rounds for w in workloads if w.rounds}
-    return {
-        title: median(
-            factor * a.per_s / b.per_s for a, b in zip(rounds[over], rounds[under], strict=True)
-        )
-        for title, over, under, factor, _ in RATIOS
-        if over in rounds and under in rounds
-    }
+    if over not in rounds or under not in rounds:
+        return None
+    pairs = zip(rounds[over], rounds[under], strict=False)  # a failed run ends within a round
+    return median(a.per_s / b.per_s for a, b in pairs)
+
+
+def ratios(workloads: Sequence[Workload]) -> dict[str, float]:
+    """Those of RATIOS that there are figures for."""
+    found = {title: (ratio(workloads, a, b), factor) for title, a, b, factor, _ in RATIOS}
+    return {title: value * factor for title, (value, factor) in found.items() if value is not None}
 
 
 def write(
-    path: Path, workloads: list[Workload], idle: dict[str, Any], settings: dict[str, Any]
+    path: Path, workloads: Sequence[Workload], idle: dict[str, Any], settings: dict[str, Any]
 ) -> None:
+    write_json(path, workloads, settings, {"ratios": ratios(workloads), "idle": idle})
+
+
+def write_json(
+    path: Path, workloads: Sequence[Workload], settings: dict[str, Any], rest: dict[str, Any]
+) -> None:
+    """What was measured, on what and when, and what follows from it (`rest`)."""
     document = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -60,28 +74,32 @@ def write(
             for w in workloads
             if w.rounds
         },
-        "ratios": ratios(workloads),
-        "idle": idle,
+        **rest,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def show(console: Console, workloads: list[Workload], idle: dict[str, Any]) -> None:
+def rates(workloads: Sequence[Workload]) -> Table:
+    """What was measured; the units only where there are any."""
+    units = any(w.unit for w in workloads)
     table = Table(title="median of the rounds", title_justify="left")
-    for column, right in (
-        ("what", False), ("in flight", True), ("per second", True), ("unit", False),
-        ("p50 ms", True), ("p99 ms", True),
-    ):  # fmt: skip
-        table.add_column(column, justify="right" if right else "left")
+    unit = ["unit"] if units else []
+    for column in ("what", "in flight", "per second", *unit, "p50 ms", "p99 ms"):
+        table.add_column(column, justify="left" if column in ("what", "unit") else "right")
     for w in workloads:
         if w.rounds:
             m = w.median()
+            unit = [w.unit] if units else []
             table.add_row(
-                w.title, str(w.in_flight), f"{m.per_s:,.0f}", w.unit,
+                w.title, str(w.in_flight), f"{m.per_s:,.0f}", *unit,
                 f"{m.p50_ms:.2f}", f"{m.p99_ms:.2f}",
             )  # fmt: skip
-    console.print(table)
+    return table
+
+
+def show(console: Console, workloads: Sequence[Workload], idle: dict[str, Any]) -> None:
+    console.print(rates(workloads))
     aims = {title: aim for title, _, _, _, aim in RATIOS}
     for title, value in ratios(workloads).items():
         aim = f"   (aim {aims[title]})" if aims[title] else ""
