@@ -95,17 +95,6 @@ class Raft(Following):
         """The oldest snapshot that this leader is sending: its file must stay until it is there."""
         return self._leading.snapshot_in_transfer() if self._leading is not None else None
 
-    def may_wait(self, peer: str, message: msg.RaftMessage) -> bool:
-        """Whether a received message can come with the next step, whenever that is: nobody waits
-        for what follows from it. As a rule the acknowledgement beyond the quorum's."""
-        leading = self._leading
-        return (
-            leading is not None
-            and type(message) is msg.AppendResponse
-            and message.term == self.term
-            and leading.is_late(peer, message)
-        )
-
     def status(self) -> dict[str, Any]:
         """JSON-able; the `groups` item of GET /v1/raft/status."""
         listed = self.membership.listed

@@ -74,19 +74,6 @@ class Replication:
             elif progress.state == PROBE and not progress.waiting:
                 self._probe(progress, shared, written)
 
-    def is_late(self, peer: str, response: msg.AppendResponse) -> bool:
-        """An acknowledgement of what is committed, with nothing to send next or to decide."""
-        progress = self.peers.get(peer)
-        return (
-            progress is not None
-            and response.ok
-            and response.index <= self._raft.commit_index
-            and progress.state == REPLICATE
-            and progress.next > self._log.last_index
-            and self.transfer_target is None
-            and not self._raft.membership.learners
-        )
-
     def _say_goodbye(self) -> None:
         """The last that removed members hear, if it arrives: that they were, and that for certain.
 
