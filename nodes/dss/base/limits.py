@@ -165,6 +165,18 @@ CONFIRM_MS_MAX: Final = 30_000
 """`confirm_ms`: a grant that nobody confirms holds the others up for so long."""
 SEQUENCE_WINDOW: Final = 1_024
 """Sequenced commands of one session whose answers are kept until it has acknowledged them."""
+ANSWER_BYTES: Final = 128
+"""What an ordinary kept answer counts for: a grant or a release in a snapshot, rounded up."""
+ANSWER_ITEM_BYTES: Final = 48
+"""What each item of a longer kept answer counts for beside its texts: keys and numbers."""
+SESSION_ANSWERS_BYTES_MAX: Final = 1 * MIB
+"""Kept answers of one session: its whole window of ordinary ones, or 30 grants of 100 locks with
+the longest names."""
+ANSWERS_BYTES_MAX: Final = 128 * MIB
+"""Kept answers of all sessions: ten ordinary ones for each of SESSIONS_MAX; a sixteenth of what a
+snapshot may hold."""
+IDEMPOTENCY_KEYS_BYTES_MAX: Final = 128 * MIB
+"""Idempotency keys and their answers: IDEMPOTENCY_KEYS_MAX with 1 KiB each; beyond is 429."""
 IDEMPOTENCY_KEYS_MAX: Final = 100_000
 """Idempotency keys remembered: each costs about half a KiB on every lock node; beyond is 429."""
 IDEMPOTENCY_KEEP_MS: Final = 600_000

@@ -79,6 +79,11 @@ def register(registry: Registry, host: Host) -> None:
         ("dss_raft_wal_bytes_total", "Bytes written to the log.", lambda: engine.wal.bytes_written),
         ("dss_raft_snapshots_taken_total", "Snapshots saved.", lambda: engine.snapshotting.taken),
         (
+            "dss_raft_snapshots_refused_total",
+            "Snapshots not saved because they were too large: the log is kept instead.",
+            lambda: engine.snapshotting.refused,
+        ),
+        (
             "dss_raft_snapshots_installed_total",
             "Snapshots received from a leader.",
             lambda: engine.snapshotting.installed,

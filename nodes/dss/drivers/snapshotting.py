@@ -45,6 +45,7 @@ class Snapshotting:
     Attributes:
         chunk_bytes: of one piece on the wire.
         inline_rows: a larger machine's state is encoded in a thread.
+        refused: snapshots not saved because they were too large.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Snapshotting:
         self.inline_rows = limits.SNAPSHOT_INLINE_ROWS
         self.taken = 0
         self.installed = 0
+        self.refused = 0
+        self._retry_at: dict[int, int] = {}
 
     def take_if_due(self, group: Group) -> None:
         if group.snapshot_busy or group.applied_index == group.snapshot_index:
@@ -88,6 +91,7 @@ class Snapshotting:
                 and not group.snapshot_busy
                 and group.applied_index > group.snapshot_index
                 and taken < SNAPSHOTS_PER_RECLAIM
+                and group.applied_index >= self._retry_at.get(gid, 0)
             ):
                 taken += 1
                 self.take(group)
@@ -138,6 +142,10 @@ class Snapshotting:
     def _save(self, group: Group, mark: SnapshotMark, pieces: list[bytes]) -> None:
         index, term, log_ms, configuration = msgspec.structs.astuple(mark)
         size = sum(map(len, pieces))
+        if size > limits.SNAPSHOT_BYTES_MAX:
+            self._refuse(group, index, size)
+            return
+        self._retry_at.pop(group.gid, None)
 
         def work() -> None:
             self._store.save(group.gid, index, term, log_ms, configuration, pieces)
@@ -155,6 +163,22 @@ class Snapshotting:
             self._engine.hooks.wake()
 
         self._engine.hooks.offload(work, done)
+
+    def _refuse(self, group: Group, index: int, size: int) -> None:
+        """The group goes on and its log grows: stopping would help nobody, and again not after a
+        restart. The next try is when the next snapshot is due."""
+        group.snapshot_busy = False
+        self.refused += 1
+        self._retry_at[group.gid] = index + self._every_entries
+        log.error(
+            "group %d: its state at %d takes %d MiB, a snapshot at most %d: none is saved and the "
+            "log is kept, so watch the disk. Let clients release locks, end sessions, acknowledge "
+            "answers (`ack`), empty queues",
+            group.gid,
+            index,
+            size // limits.MIB,
+            limits.SNAPSHOT_BYTES_MAX // limits.MIB,
+        )
 
     def reclaim(self) -> None:
         """Free WAL segments and snapshot files that nothing needs, at a quiet moment."""

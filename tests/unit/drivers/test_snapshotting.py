@@ -184,6 +184,34 @@ def test_snapshot_is_cut__what_came_meanwhile_is_applied_and_answered_then() -> 
     assert loop.answers.statuses == [200, 200]
 
 
+@pytest.mark.parametrize("locks", [100, 3_000])
+def test_snapshot_is_too_large__group_goes_on_without_it_and_tries_again_when_the_next_is_due(
+    locks: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Loop(snapshot_every_entries=20)
+    loop.fill(locks)
+    monkeypatch.setattr(limits, "SNAPSHOT_BYTES_MAX", 1_000)
+    take(loop)
+    while loop.offloaded:
+        loop.beside()
+    snapshotting = loop.engine.snapshotting
+    assert (snapshotting.taken, snapshotting.refused) == (0, 1)
+    assert "acknowledge answers" in caplog.text
+    monkeypatch.undo()
+    loop.do(Acquire(session="s", name="one more", owner="o"))
+    assert loop.answers.statuses == [200]
+    snapshotting.take_pinned()
+    assert not loop.offloaded, "not at every quiet moment"
+    for at in range(30):
+        loop.do(Acquire(session="s", name=f"more {at}", owner="o"))
+        while loop.offloaded:
+            loop.beside()
+    assert snapshotting.taken >= 1
+    other = LockMachine()
+    other.restore(loop.store.load(GROUP, loop.group.snapshot_index))
+    assert other.held > locks
+
+
 def test_small_state__is_encoded_on_the_spot_and_nothing_waits() -> None:
     loop = Loop()
     loop.fill(100)

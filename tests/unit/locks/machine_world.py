@@ -116,4 +116,6 @@ class World:
         restored.restore(data)
         restored.check_invariants()
         assert restored.snapshot() == data
+        sizes = [(each.answers_bytes, each.keys.bytes) for each in (self.machine, restored)]
+        assert sizes[0] == sizes[1], "two replicas would refuse at different commands"
         self.machine = restored

@@ -13,6 +13,7 @@ from dss.core.locks.commands import (
     Release,
     Upgrade,
 )
+from dss.core.locks.kept import size_of
 from dss.core.machine import PENDING, join_items
 
 
@@ -116,6 +117,85 @@ def test_several_locks_and_upgrade__are_sequenced_as_well():
     assert world.do(up) == world.do(up)
 
 
+NAMES = [f"{at:03d}/" + "x" * 250 for at in range(100)]
+
+
+def test_large_answers__a_session_keeps_no_more_than_its_budget_until_it_acknowledges():
+    world = World(sessions=2, ttl_ms=limits.SESSION_TTL_MS_MAX)
+    empty = len(world.machine.snapshot())
+    first = world.do(AcquireMany(sid(1), NAMES, seq=1))
+    seq = 1
+    while (got := world.do(AcquireMany(sid(1), NAMES, seq=seq + 1)))[0] == 200:
+        seq += 1
+    assert (got[0], got[1]["code"]) == (429, "overloaded")
+    assert "1024 KiB" in got[1]["message"]
+    assert "ack" in got[1]["message"]
+    assert 30 <= seq < limits.SEQUENCE_WINDOW
+    holds = 100 * 600
+    assert len(world.machine.snapshot()) - empty < limits.SESSION_ANSWERS_BYTES_MAX + holds
+    count = world.machine.describe(NAMES[0], 0)["holders"][0]["count"]
+    assert count == seq, "the refused one did nothing"
+    world.reload()
+    assert world.do(AcquireMany(sid(1), NAMES, seq=seq + 1)) == got, "a restored one as well"
+    assert world.do(AcquireMany(sid(1), NAMES, seq=1)) == first, "none is dropped early"
+    assert world.acquire(2, "a", seq=1)[0] == 200, "another session has its own"
+    assert world.do(AcquireMany(sid(1), NAMES, seq=seq + 1, ack=1))[0] == 200
+
+
+def test_answers_of_all_sessions__are_bounded_and_one_that_ends_makes_room(monkeypatch):
+    monkeypatch.setattr("dss.core.locks.once.ANSWERS_BYTES_MAX", 50_000)
+    world = World(sessions=3)
+    assert world.do(AcquireMany(sid(1), NAMES, seq=1))[0] == 200
+    assert world.do(AcquireMany(sid(2), ["b" + name[1:] for name in NAMES], seq=1))[0] == 200
+    full = world.acquire(3, "c", seq=1)
+    assert (full[0], full[1]["code"]) == (429, "overloaded")
+    world.reload()
+    assert world.acquire(3, "c", seq=1) == full
+    world.end(1)
+    assert world.acquire(3, "c", seq=1)[0] == 200
+    world.end(2)
+    world.end(3)
+    assert world.machine.answers_bytes == 0
+
+
+def test_answer_of_a_wait__has_its_room_set_aside_and_given_back_in_every_way():
+    world = World(sessions=3)
+    token = world.token(1, NAMES[0])
+    ask = AcquireMany(sid(2), NAMES, 1_000, seq=1)
+    assert world.do(ask) == PENDING
+    aside = world.machine.answers_bytes
+    assert aside > 25_000
+    world.reload()
+    world.release(1, token, NAMES[0])
+    assert world.machine.answers_bytes == aside, "the grant takes what was set aside"
+    world.reload()
+    assert world.do(AcquireMany(sid(3), NAMES, 1_000, seq=1)) == PENDING
+    world.later(1_000)
+    assert aside < world.machine.answers_bytes < aside + 2_000, "a refusal is short"
+    world.reload()
+    assert world.do(AcquireMany(sid(3), NAMES, 1_000, seq=2, ack=1)) == PENDING
+    world.acquire(3, "z", seq=3, ack=2)  # it says that it had an answer that never was
+    assert world.machine.answers_bytes == aside + limits.ANSWER_BYTES
+    world.reload()
+    world.later(2_000)
+    assert world.machine.answers_bytes == aside + limits.ANSWER_BYTES
+
+
+def test_count_of_an_answer__is_never_below_what_a_snapshot_holds():
+    world = World(sessions=3)
+    names = ["é" * 128, "a", NAMES[0]]
+    found = [
+        world.do(AcquireMany(sid(1), names, seq=1)),
+        world.acquire(1, "r", seq=2),
+        world.acquire(2, names[0], seq=1),
+        world.acquire(3, "s", "semaphore", permits=1, limit=9_999, confirm_ms=30_000, seq=1),
+        world.do(Release(sid(3), "nothing", 1, seq=2)),
+    ]
+    assert [status for status, _ in found] == [200, 200, 409, 200, 409]
+    for answer in found:
+        assert len(msgspec.msgpack.encode((2**53, *answer))) <= size_of(answer)
+
+
 # --- keys ---------------------------------------------------------------------------------
 
 
@@ -151,6 +231,22 @@ def test_keys_full__429_and_none_is_dropped_early(monkeypatch):
     assert world.do(keyed("k1", Acquire(sid(1), "a"))) == first
     world.now_ms = limits.IDEMPOTENCY_KEEP_MS
     assert world.do(keyed("k3", Acquire(sid(1), "c")))[0] == 200
+
+
+def test_large_answers_of_keys__are_bounded_and_time_makes_room(monkeypatch):
+    monkeypatch.setattr("dss.core.locks.keys.IDEMPOTENCY_KEYS_BYTES_MAX", 50_000)
+    world = World(sessions=1, ttl_ms=limits.SESSION_TTL_MS_MAX)
+    asks = [keyed(f"k{at}", AcquireMany(sid(1), NAMES), b"same") for at in range(3)]
+    first = world.do(asks[0])
+    assert world.do(asks[1])[0] == 200
+    full = world.do(asks[2])
+    assert (full[0], full[1]["code"]) == (429, "overloaded")
+    world.reload()
+    assert world.do(asks[2]) == full
+    assert world.do(asks[0]) == first
+    world.now_ms = limits.IDEMPOTENCY_KEEP_MS
+    assert world.do(asks[2])[0] == 200
+    assert world.machine.keys.bytes < 50_000
 
 
 def test_key_of_a_wait__the_repeat_joins_and_both_ways_of_ending_are_kept():

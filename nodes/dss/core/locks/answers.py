@@ -10,9 +10,14 @@ from itertools import islice
 from typing import Any, Final
 
 from dss.base.limits import (
+    ANSWERS_BYTES_MAX,
+    IDEMPOTENCY_KEYS_BYTES_MAX,
     IDEMPOTENCY_KEYS_MAX,
+    KIB,
     LOCKS_MAX,
+    MIB,
     SEQUENCE_WINDOW,
+    SESSION_ANSWERS_BYTES_MAX,
     SESSION_HOLDS_MAX,
     WAITERS_SHOWN_MAX,
 )
@@ -220,12 +225,32 @@ def window_full() -> Result:
     )
 
 
+def session_answers_full() -> Result:
+    return problem(
+        429,
+        "overloaded",
+        f"the unacknowledged answers of this session take {SESSION_ANSWERS_BYTES_MAX // KIB} KiB: "
+        "raise `ack`.",
+    )
+
+
+def answers_full() -> Result:
+    status, body = problem(
+        429,
+        "overloaded",
+        f"the unacknowledged answers of all sessions take {ANSWERS_BYTES_MAX // MIB} MiB: raise "
+        "`ack` in each, and end the sessions that nobody uses.",
+    )
+    return status, body | {"retry_after_ms": 1_000}
+
+
 def too_many_keys() -> Result:
     status, body = problem(
         429,
         "overloaded",
-        f"{IDEMPOTENCY_KEYS_MAX} idempotency keys are remembered, each for 10 minutes: try "
-        "later, or use a session's `seq` on the stream.",
+        f"{IDEMPOTENCY_KEYS_MAX} idempotency keys are remembered, or "
+        f"{IDEMPOTENCY_KEYS_BYTES_MAX // MIB} MiB of them and their answers, each for 10 minutes: "
+        "try later, or use a session's `seq` on the stream.",
     )
     return status, body | {"retry_after_ms": 1_000}
 

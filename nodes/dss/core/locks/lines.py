@@ -23,6 +23,7 @@ from dss.base.limits import (
 from dss.core.locks import answers
 from dss.core.locks.history import UPGRADED, Hold
 from dss.core.locks.journal import GAVE_UP, WAITING
+from dss.core.locks.kept import size_of
 from dss.core.locks.state import (
     Lock,
     LockState,
@@ -267,14 +268,20 @@ class LockLines(LockState):
         """The late answer, for a sequenced or keyed command that is repeated."""
         kept = session.answers
         if waiter.seq and kept is not None and waiter.seq in kept:
+            self._count_answer(session, -size_of(kept[waiter.seq]))
             if result[0] in TRY_LATER:
                 del kept[waiter.seq]
             else:
                 kept[waiter.seq] = result
+                self._count_answer(session, size_of(result))
         if waiter.key and result[0] in TRY_LATER:
             self.keys.forget(waiter.key)
         elif waiter.key:
-            self.keys.settle(waiter.key, result)
+            self.keys.settle(waiter.key, result, size_of(result))
+
+    def _count_answer(self, session: Session, size: int) -> None:
+        session.answers_bytes += size
+        self.answers_bytes += size
 
     def _place(
         self, session: Session, owner: str, names: tuple[str, ...], priority: int

@@ -212,6 +212,7 @@ class LockMachine(LockEnding):
         for token in sorted(session.holds):
             touched[self._take_back(session.holds[token], session, how).name] = None
         del self._sessions[session.id]
+        self.answers_bytes -= session.answers_bytes
         self.journal.lost((session.id, "", 0, "", how))
         for name in touched:
             self._settle_named(name)

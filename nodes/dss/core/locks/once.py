@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dss.base.errors import DssError
-from dss.base.limits import SEQUENCE_WINDOW
+from dss.base.limits import ANSWERS_BYTES_MAX, SEQUENCE_WINDOW, SESSION_ANSWERS_BYTES_MAX
 from dss.core.locks import answers
 from dss.core.locks.answers import problem
 from dss.core.locks.commands import (
@@ -21,6 +21,7 @@ from dss.core.locks.commands import (
     Release,
     Upgrade,
 )
+from dss.core.locks.kept import size_of, size_of_wait
 from dss.core.locks.lines import NO_KEY, TRY_LATER, LockLines
 from dss.core.locks.state import Session, Waiter
 from dss.core.machine import PENDING, Result, Wake
@@ -40,14 +41,17 @@ class LockOnce(LockLines):
         position: int,
         handler: Callable[[Once, Session, int], Result],
     ) -> Result:
-        """A sequenced command: carried out once, then answered from memory."""
+        """A sequenced command: carried out once, then answered from memory.
+
+        No answer is dropped early: while there is no room, new commands are refused.
+        """
         kept = session.answers
         if kept is None:
             kept = session.answers = {}
         if command.ack > session.floor:
             session.floor = command.ack
             for seq in [seq for seq in kept if seq <= command.ack]:
-                del kept[seq]
+                self._count_answer(session, -size_of(kept.pop(seq)))
         seq = command.seq
         earlier = kept.get(seq)
         if earlier is not None:
@@ -56,9 +60,15 @@ class LockOnce(LockLines):
             return answers.too_old(seq, session.floor)
         if seq > session.floor + SEQUENCE_WINDOW:
             return answers.window_full()
+        if session.answers_bytes >= SESSION_ANSWERS_BYTES_MAX:
+            return answers.session_answers_full()
+        if self.answers_bytes >= ANSWERS_BYTES_MAX:
+            return answers.answers_full()
         result = handler(command, session, position)
         if result[0] not in TRY_LATER:
-            kept[seq] = result
+            names = command.locks if isinstance(command, AcquireMany) else ()
+            kept[seq] = result if result[0] else (0, size_of_wait(names))
+            self._count_answer(session, size_of(kept[seq]))
         return result
 
     def _rejoin(self, session: Session, command: Once, position: int) -> Result:
@@ -103,7 +113,8 @@ class LockOnce(LockLines):
         if result[0] in TRY_LATER:
             self.keys.forget(command.key)
         elif result[0] or self._asked is None:
-            self.keys.settle(command.key, result)
+            self.keys.settle(command.key, result, size_of(result))
         else:
-            self.keys.settle(command.key, (0, self._asked.ticket))
+            waiter = self._asked
+            self.keys.settle(command.key, (0, waiter.ticket), size_of_wait(waiter.names))
         return result

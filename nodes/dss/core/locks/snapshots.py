@@ -7,6 +7,7 @@ exactly-once) is still read. What must not live here: rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from struct import pack
 from typing import Any, Final
@@ -16,6 +17,7 @@ import msgspec
 from dss.base.errors import CorruptData
 from dss.base.limits import SNAPSHOT_PIECE_ROWS
 from dss.core.locks.history import Hold
+from dss.core.locks.kept import size_of, size_of_wait
 from dss.core.locks.keys import KeyEntry, KeyRow
 from dss.core.locks.state import Lock, LockState, Session, Waiter
 
@@ -206,11 +208,13 @@ def _fill(state: LockState, found: _State) -> None:
         session = Session(session_id, name, ttl_ms, deadline_ms, renewals, {}, {}, floor=floor)
         if answers:
             session.answers = {seq: (status, body) for seq, status, body in answers}
+            session.answers_bytes = sum(map(size_of, session.answers.values()))
         if ages:
             session.ages = {
                 (owner, names): (ticket, since_ms) for owner, names, ticket, since_ms in ages
             }
         state._sessions[session_id] = session
+    state.answers_bytes = sum(each.answers_bytes for each in state._sessions.values())
     state._locks = {}
     state._waiters = {}
     state._unconfirmed = {}
@@ -221,9 +225,14 @@ def _fill(state: LockState, found: _State) -> None:
         waiter = Waiter(*[getattr(row, field) for field in _FIELDS])
         state._enter(waiter, state._sessions[waiter.session])
     state.past.restore(found.history)
-    state.keys.restore(found.keys)
+    state.keys.restore(found.keys, partial(_size_of_keyed, state))
     state.journal.jump(found.events)
     state._rebuild_due()
+
+
+def _size_of_keyed(state: LockState, answer: tuple[int, Any]) -> int:
+    status, ticket = answer
+    return size_of(answer) if status else size_of_wait(state._waiters[ticket].names)
 
 
 def _fill_lock(state: LockState, lock: Lock, holds: list[Hold]) -> None:

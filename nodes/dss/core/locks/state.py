@@ -90,9 +90,11 @@ class Session(msgspec.Struct, eq=False, gc=False):
     floor: int = 0
     """The client has the answers of all its sequenced commands up to here."""
     answers: dict[int, tuple[int, Any]] | None = None
-    """By sequence number, above `floor`; PENDING while its waiter waits."""
+    """By sequence number, above `floor`; while its waiter waits (0, what its answer may take)."""
     ages: dict[tuple[str, tuple[str, ...]], tuple[int, int]] | None = None
     """(owner, names) -> (ticket, since_ms) of a deadlock's victim: its next try keeps them."""
+    answers_bytes: int = 0
+    """Of `answers`, as kept.size_of counts: derived."""
 
 
 Due = Session | Waiter | Hold
@@ -118,6 +120,7 @@ class LockState:
         # Locks whose first in line has left in the command being applied, others behind it.
         self._moved_up: dict[str, None] = {}
         self.held = 0
+        self.answers_bytes = 0  # of all sessions
         self.past = History()
         self.keys = Keys()
         self.journal = Journal()
