@@ -16,10 +16,10 @@ from dss.core.machine import Result
 def size_of(answer: Result) -> int:
     """Of an answer; of a wait, whose body is what was set aside for its answer."""
     status, body = answer
-    if not status:
-        return body if isinstance(body, int) else ANSWER_BYTES
     if status == 200 and "locks" not in body and "broken" not in body:
         return ANSWER_BYTES  # one lock's token, a release: only numbers and words
+    if not status:
+        return body if isinstance(body, int) else ANSWER_BYTES
     return ANSWER_BYTES + sum(map(_size, body.values()))
 
 

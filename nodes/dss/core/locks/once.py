@@ -51,7 +51,9 @@ class LockOnce(LockLines):
         if command.ack > session.floor:
             session.floor = command.ack
             for seq in [seq for seq in kept if seq <= command.ack]:
-                self._count_answer(session, -size_of(kept.pop(seq)))
+                size = size_of(kept.pop(seq))
+                session.answers_bytes -= size
+                self.answers_bytes -= size
         seq = command.seq
         earlier = kept.get(seq)
         if earlier is not None:
@@ -66,9 +68,14 @@ class LockOnce(LockLines):
             return answers.answers_full()
         result = handler(command, session, position)
         if result[0] not in TRY_LATER:
-            names = command.locks if isinstance(command, AcquireMany) else ()
-            kept[seq] = result if result[0] else (0, size_of_wait(names))
-            self._count_answer(session, size_of(kept[seq]))
+            if result[0]:
+                size = size_of(result)
+                kept[seq] = result
+            else:
+                size = size_of_wait(command.locks if isinstance(command, AcquireMany) else ())
+                kept[seq] = (0, size)
+            session.answers_bytes += size
+            self.answers_bytes += size
         return result
 
     def _rejoin(self, session: Session, command: Once, position: int) -> Result:
