@@ -81,9 +81,7 @@ def test_message_that_msgpack_cannot_read__invalid_not_a_crash(payload):
         CLIENT_CODEC.split(payload)
 
 
-@pytest.mark.parametrize(
-    "args", [b"\x81\xa4name\xa2\xff\xfe", b"\x81\xa4name" + b"\x91" * 100_000]
-)
+@pytest.mark.parametrize("args", [b"\x81\xa4name\xa2\xff\xfe", b"\x81\xa4name" + b"\x91" * 100_000])
 def test_args_that_msgpack_cannot_read__invalid_not_a_crash(args):
     with pytest.raises(Invalid):
         CLIENT_CODEC.decode_args("get", args)
