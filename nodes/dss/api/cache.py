@@ -43,6 +43,12 @@ from dss.core.mesi.messages import ANY_VERSION, DELETE, INCR, PUT
 from dss.drivers.caches import CacheService, CacheStats, LineView
 
 _NOTHING: Final = {"Server": "dss"}
+IF_MATCH: Final = "If-Match"
+IF_NONE_MATCH: Final = "If-None-Match"
+CONDITIONS: Final = {
+    IF_MATCH: "* or versions (ETags): only while the value has one of them",
+    IF_NONE_MATCH: "* or versions (ETags): only while the value has none of them",
+}
 _encode = msgspec.json.Encoder().encode
 _etag = re.compile(r'\s*"(\d{1,19})"\s*')
 
@@ -104,6 +110,7 @@ def routes(service: CacheService) -> list[Route]:
             summary="Read a value: the raw body, its content type, its version as ETag",
             response=bytes,
             also={304: None},
+            headers=CONDITIONS,
         ),
         Route(
             method="PUT",
@@ -113,6 +120,7 @@ def routes(service: CacheService) -> list[Route]:
             request=bytes,
             response=Version,
             also={201: Version},
+            headers=CONDITIONS,
             errors=(412,),
             query={"ttl_ms": "Life of the value in ms, 100 to 86,400,000; default: for ever"},
         ),
@@ -122,6 +130,7 @@ def routes(service: CacheService) -> list[Route]:
             handler=api.delete,
             summary="Delete a value",
             status=204,
+            headers=CONDITIONS,
             errors=(412,),
         ),
         Route(
@@ -152,7 +161,7 @@ class _CacheApi:
             "ETag": f'"{found.version}"',
             "Server": "dss",
         }
-        if "If-None-Match" in request.headers or "If-Match" in request.headers:
+        if IF_NONE_MATCH in request.headers or IF_MATCH in request.headers:
             wanted, unwanted = _conditions(request)
             if is_unchanged(key, found.version, wanted, unwanted):
                 return web.Response(status=304, headers={"ETag": headers["ETag"], **_NOTHING})
@@ -230,7 +239,7 @@ class _CacheApi:
 
 def _conditions(request: web.Request) -> tuple[Versions, Versions]:
     headers = request.headers
-    return _versions(headers, "If-Match"), _versions(headers, "If-None-Match")
+    return _versions(headers, IF_MATCH), _versions(headers, IF_NONE_MATCH)
 
 
 def _versions(headers: Any, name: str) -> Versions:

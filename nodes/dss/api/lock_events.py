@@ -21,6 +21,7 @@ from dss.drivers.lock_events import LockEvents
 RETRY_MS: Final = 1_000
 """How long a client waits before it comes back, to any node."""
 
+LAST_EVENT_ID: Final = "Last-Event-ID"
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -49,13 +50,14 @@ def routes(events: LockEvents) -> list[Route]:
     return [
         Route(
             method="GET", path="/v1/locks:events", handler=handle, query=_QUERY,
+            headers={LAST_EVENT_ID: "as `since`: browsers say it when they come back"},
             summary="Server-sent events: who got, released, waits for and lost which lock",
         ),
     ]  # fmt: skip
 
 
 def _since(request: web.Request) -> int | None:
-    text = request.query.get("since") or request.headers.get("Last-Event-ID")
+    text = request.query.get("since") or request.headers.get(LAST_EVENT_ID)
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 16):

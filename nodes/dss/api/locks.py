@@ -44,6 +44,9 @@ from dss.drivers.locks import LockService, Waiting
 from dss.observe.logs import event
 
 KEY_HEADER: Final = "Idempotency-Key"
+KEY_HEADERS: Final = {
+    KEY_HEADER: "the same request under the same key gets the one true answer (for 10 minutes)"
+}
 HANG_UP_LOOK_S: Final = 1.0
 """How often a waiting handler looks whether its client is still there."""
 
@@ -210,6 +213,7 @@ def _session_routes(handle: _Handlers) -> list[Route]:
         Route(
             method="POST", path="/v1/sessions", handler=handle.create_session, status=201,
             request=bodies.CreateSessionRequest, response=bodies.SessionAnswer,
+            headers=KEY_HEADERS,
             summary="Create a session: it owns locks and ends when it is not kept alive",
         ),
         Route(
@@ -219,11 +223,13 @@ def _session_routes(handle: _Handlers) -> list[Route]:
         Route(
             method="POST", path="/v1/sessions/{session}/keepalive", handler=handle.keepalive,
             response=bodies.SessionAnswer, errors=(409,),
+            headers=KEY_HEADERS,
             summary="Give the session its full TTL again",
         ),
         Route(
             method="DELETE", path="/v1/sessions/{session}", handler=handle.end_session,
-            response=bodies.Empty, errors=(409,), summary="End a session and release its locks",
+            response=bodies.Empty, errors=(409,), headers=KEY_HEADERS,
+            summary="End a session and release its locks",
         ),
     ]  # fmt: skip
 
@@ -233,41 +239,49 @@ def _lock_routes(handle: _Handlers) -> list[Route]:
         Route(
             method="POST", path="/v1/locks/{name}/acquire", handler=handle.acquire,
             request=bodies.AcquireRequest, response=bodies.AcquireAnswer, errors=(409,),
+            headers=KEY_HEADERS,
             summary="Acquire a lock, waiting in line for up to wait_ms",
         ),
         Route(
             method="POST", path="/v1/locks:acquire", handler=handle.acquire_many,
             request=bodies.AcquireManyRequest, response=bodies.AcquireManyAnswer, errors=(409,),
+            headers=KEY_HEADERS,
             summary="Acquire several locks, all or nothing",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/release", handler=handle.release,
             request=bodies.TokenRequest, response=bodies.Empty, errors=(409,),
+            headers=KEY_HEADERS,
             summary="Release a lock",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/upgrade", handler=handle.upgrade,
             request=bodies.UpgradeRequest, response=bodies.AcquireAnswer, errors=(409,),
+            headers=KEY_HEADERS,
             summary="Make a shared hold exclusive, under a new token",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/downgrade", handler=handle.downgrade,
             request=bodies.TokenRequest, response=bodies.AcquireAnswer, errors=(409,),
+            headers=KEY_HEADERS,
             summary="Make an exclusive hold shared",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/confirm", handler=handle.confirm,
             request=bodies.TokenRequest, response=bodies.AcquireAnswer, errors=(409,),
+            headers=KEY_HEADERS,
             summary="Confirm a grant that was asked for with confirm_ms",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/cancel", handler=handle.cancel,
             request=bodies.CancelRequest, response=bodies.CancelAnswer, errors=(409,),
+            headers=KEY_HEADERS,
             summary="End a wait for a lock",
         ),
         Route(
             method="DELETE", path="/v1/locks/{name}", handler=handle.break_lock, admin=True,
             response=bodies.BreakAnswer, query={"reason": "for the lock's history"},
+            headers=KEY_HEADERS,
             summary="Take a lock from whoever holds it (audited)",
         ),
     ]  # fmt: skip

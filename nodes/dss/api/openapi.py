@@ -88,8 +88,9 @@ def _operation(route: Route, schemas: dict[Any, dict[str, Any]], tokens: bool) -
         for name in _PARAMETER.findall(route.path)
     ]
     parameters += [
-        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
-        for name, text in route.query.items()
+        {"name": name, "in": place, "description": text, "schema": {"type": "string"}}
+        for place, described in (("query", route.query), ("header", route.headers))
+        for name, text in described.items()
     ]
     if parameters:
         operation["parameters"] = parameters
@@ -203,7 +204,8 @@ fetch("openapi.json").then(r => r.json()).then(api => {
       head.append(make("b", method.toUpperCase(), method), make("code", path));
       head.append(make("span", op.summary));
       for (const p of op.parameters || [])
-        if (p.in === "query") inner.append(make("div", "?" + p.name + ": " + p.description));
+        if (p.in !== "path")
+          inner.append(make("div", (p.in === "query" ? "?" : "") + p.name + ": " + p.description));
       if (op.requestBody) {
         inner.append(make("div", "Body"), make("pre", body(op.requestBody.content, all)));
       }

@@ -40,3 +40,5 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Where tokens are asked for: an administrator's alone will do."""
     query: dict[str, str] = {}
     """Query parameters: name -> one-line description."""
+    headers: dict[str, str] = {}
+    """Request headers that the handler reads: name -> one-line description."""

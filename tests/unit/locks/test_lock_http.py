@@ -564,3 +564,41 @@ def test_http_break_with_tokens__an_administrators_alone_and_it_is_audited(caplo
     [line] = [record for record in caplog.records if record.getMessage() == "lock_broken"]
     assert "ops" in str(vars(line))
     assert "worker-7" in str(vars(line))
+
+
+EXAMPLES = {"session": sid(1), "token": 1, "owner": "o", "locks": ["a"]}
+
+
+def example_of(api, schema):
+    """The required members of a request body, with values that parse."""
+    named = api["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+    return {name: EXAMPLES[name] for name in named.get("required", [])}
+
+
+@scenario
+async def test_every_route__reads_the_idempotency_key_just_where_the_document_says_so(
+    consensus, http, app
+):
+    async with http.get("/openapi.json") as reply:
+        api = await reply.json()
+    too_long = {"Idempotency-Key": "k" * 1_000}
+    declared, read = set(), set()
+    for path, operations in api["paths"].items():
+        if path.startswith(("/v1/locks:events", "/v1/locks:stream")):
+            continue  # they have no end
+        if not path.startswith(("/v1/locks", "/v1/sessions")):
+            continue
+        for method, operation in operations.items():
+            headers = [p["name"] for p in operation.get("parameters", []) if p["in"] == "header"]
+            if "Idempotency-Key" in headers:
+                declared.add((method, path))
+            body = operation.get("requestBody")
+            sent = example_of(api, body["content"]["application/json"]["schema"]) if body else None
+            url = path.replace("{name}", "a").replace("{session}", sid(1))
+            async with http.request(method, url, json=sent, headers=too_long) as reply:
+                if reply.status == 422 and "Idempotency-Key has" in await reply.text():
+                    read.add((method, path))
+    assert read == declared
+    assert len(declared) == 11
+    events = api["paths"]["/v1/locks:events"]["get"]["parameters"]
+    assert "Last-Event-ID" in [p["name"] for p in events if p["in"] == "header"]
