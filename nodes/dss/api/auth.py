@@ -1,16 +1,18 @@
 """Who may use /v1: bearer tokens, compared by their SHA-256 (RFC 6750).
 
 `/healthz`, `/readyz`, `/metrics`, `/openapi.json` and `/docs` need no token: probes and Prometheus
-have none, and nothing secret stands there. What must not live here: reading the list of tokens
+have none, and nothing secret stands there. Where no tokens are asked for, a browser's page of
+another site may not write all the same. What must not live here: reading the list of tokens
 (topology/tokens.py), routes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final
+from urllib.parse import urlsplit
 
 from dss.base.errors import Forbidden, Unauthenticated
 from dss.topology.nodes import TokenSpec
@@ -62,3 +64,25 @@ class Guard:
         if admin and found.role != ADMIN:
             raise Forbidden(f"the token {found.name!r} is a client's; this takes an admin's")
         return found
+
+
+def check_origin(headers: Mapping[str, str]) -> None:
+    """Without tokens, whoever reaches a node may write, so a browser must not be lent to others.
+
+    Browsers say where a request comes from (`Sec-Fetch-Site`, `Origin`; W3C Fetch Metadata, RFC
+    6454); curl, the SDK and proxies say nothing, or pass it on.
+
+    Raises:
+        Forbidden: a page of another origin sent it.
+    """
+    origin = headers.get("Origin")
+    site = headers.get("Sec-Fetch-Site")
+    if site is None:
+        own = origin is None or urlsplit(origin).netloc.lower() == headers.get("Host", "").lower()
+    else:
+        own = site in ("same-origin", "none")
+    if not own:
+        raise Forbidden(
+            f"a page of another origin ({(origin or 'unknown')[:200]!r}) sent this: without tokens "
+            "(AUTH_TOKENS_FILE) only this node's own pages may write"
+        )

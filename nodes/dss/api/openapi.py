@@ -104,6 +104,8 @@ def _operation(route: Route, schemas: dict[Any, dict[str, Any]], tokens: bool) -
     if tokens and route.path.startswith(GUARDED_PREFIX):
         operation["security"] = [{"token": []}]
         errors |= {401, 403} if route.admin else {401}
+    elif route.writes and route.path.startswith(GUARDED_PREFIX):
+        errors.add(403)
     successes = {route.status: route.response} | route.also
     operation["responses"] = {
         str(status): _success(status, kind, schemas) for status, kind in successes.items()

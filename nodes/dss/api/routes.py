@@ -42,3 +42,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Query parameters: name -> one-line description."""
     headers: dict[str, str] = {}
     """Request headers that the handler reads: name -> one-line description."""
+
+    @property
+    def writes(self) -> bool:
+        """It changes something, or opens a stream that can."""
+        return self.method != "GET" or self.path.endswith(":stream")

@@ -58,7 +58,7 @@ class Unauthenticated(DssError):
 
 
 class Forbidden(DssError):
-    """The token is good, but not for this: an administrator's is needed."""
+    """Not with this token (an administrator's is needed), or not from a page of another origin."""
 
     code = "forbidden"
     status = 403

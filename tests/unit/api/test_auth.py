@@ -62,10 +62,13 @@ async def node(guard: Guard | None) -> AsyncIterator[tuple[ClientSession, str]]:
 
 
 def run(
-    scenario: Callable[[ClientSession, str], Awaitable[None]], guard: Guard | None = None
+    scenario: Callable[[ClientSession, str], Awaitable[None]],
+    guard: Guard | None = None,
+    *,
+    tokens: bool = True,
 ) -> None:
     async def main() -> None:
-        async with node(guard or Guard(TOKENS)) as (http, base):
+        async with node((guard or Guard(TOKENS)) if tokens else None) as (http, base):
             await scenario(http, base)
 
     asyncio.run(main())
@@ -173,3 +176,40 @@ def test_errors__name_the_token_and_never_hold_it() -> None:
     with pytest.raises(Unauthenticated) as unknown:
         guard.check("Bearer some-secret-token", admin=False)
     assert "some-secret" not in unknown.value.message
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://elsewhere"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:3000"}, False),
+        ({"Origin": "http://elsewhere.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "own"}, True),
+    ],
+)
+def test_no_tokens__a_page_of_another_origin_cannot_write(
+    headers: dict[str, str], allowed: bool
+) -> None:
+    async def scenario(http: ClientSession, base: str) -> None:
+        sent = headers | ({"Origin": base} if headers.get("Origin") == "own" else {})
+        async with http.post(base + "/v1/raft/backoff", headers=sent) as response:
+            assert response.status == (200 if allowed else 403)
+            if not allowed:
+                assert "another origin" in (await response.json())["detail"]
+        # Reading cannot be told to a page of another origin by the browser: no need to refuse.
+        async with http.get(base + "/v1/locks/a", headers=sent) as response:
+            assert response.status == 200
+        if not allowed:
+            with pytest.raises(WSServerHandshakeError) as refused:
+                await http.ws_connect(base + "/v1/locks:stream", headers=sent)
+            assert refused.value.status == 403
+        async with http.get(base + "/openapi.json") as response:
+            api = await response.json()
+        assert "403" in api["paths"]["/v1/raft/backoff"]["post"]["responses"]
+        assert "403" not in api["paths"]["/v1/locks/{name}"]["get"]["responses"]
+
+    run(scenario, tokens=False)
