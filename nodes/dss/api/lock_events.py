@@ -1,8 +1,10 @@
 """`GET /v1/locks:events`: server-sent events of this node's locks, resumable by index.
 
 An event's id is its number; a client that comes back says the last one it has seen, as `since` or
-as `Last-Event-ID` (browsers do), on any node. Source: WHATWG HTML § Server-sent events. What must
-not live here: what the events are (core/locks/journal.py, drivers/lock_events.py).
+as `Last-Event-ID` (browsers do), on any node. A node that knows no leader may be the last to hear
+of anything: it opens no stream and ends a quiet one, so that clients go to another. Source: WHATWG
+HTML § Server-sent events. What must not live here: what the events are (core/locks/journal.py,
+drivers/lock_events.py).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from dss.api.routes import Route
-from dss.base.errors import Invalid
+from dss.base.errors import Invalid, NoQuorum
 from dss.base.limits import EVENTS_COMMENT_S, NAME_BYTES_MAX
 from dss.drivers.lock_events import LockEvents
 
@@ -41,6 +43,11 @@ def routes(events: LockEvents) -> list[Route]:
         if len(prefix) > NAME_BYTES_MAX:
             raise Invalid(f"prefix has at most {NAME_BYTES_MAX} characters")
         since = _since(request)
+        if not events.current:
+            raise NoQuorum(
+                "this node knows no leader, so it hears of nothing new: use another node",
+                retry_after_ms=RETRY_MS,
+            )
         events.open_stream()
         try:
             return await _stream(request, events, prefix, since)
@@ -82,6 +89,8 @@ async def _stream(
             await response.write(b"".join(map(_event, found)))
             quiet_until = loop.time() + EVENTS_COMMENT_S
         elif loop.time() >= quiet_until:
+            if not events.current:
+                break
             # The id moves on even when nothing matched the prefix: less to skip next time.
             await response.write(f"id: {number}\n: nothing new\n\n".encode())
             quiet_until = loop.time() + EVENTS_COMMENT_S

@@ -161,6 +161,11 @@ class LockEvents:
         self._streams -= 1
 
     @property
+    def current(self) -> bool:
+        """Whether a leader is known: else what happens may be decided without this node."""
+        return self._consensus.leader_of(LOCK_GROUP) is not None
+
+    @property
     def newest(self) -> int:
         """The number of the last event that this node has applied."""
         machine = self._machine()

@@ -121,6 +121,24 @@ def test_events__a_quiet_stream_gets_comments(monkeypatch):
     run()
 
 
+def test_no_leader_known__no_stream_opens_and_a_quiet_one_ends(monkeypatch):
+    monkeypatch.setattr(events_module, "EVENTS_COMMENT_S", 0.02)
+
+    @scenario
+    async def run(consensus, http, app):
+        async with http.get("/v1/locks:events") as response:
+            assert await response.content.readline() == b"retry: 1000\n"
+            consensus.leader = None
+            assert (await response.content.read()).endswith(b"\n\n")  # and then its end
+        status, problem = await get(http, "/v1/locks:events")
+        assert (status, problem["code"]) == (503, "no_quorum")
+        consensus.leader = "lock-2"
+        async with http.get("/v1/locks:events") as response:
+            assert response.status == 200
+
+    run()
+
+
 def test_event_streams__are_bounded(monkeypatch):
     monkeypatch.setattr("dss.drivers.lock_events.EVENT_STREAMS_MAX", 1)
 
