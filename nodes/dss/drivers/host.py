@@ -45,9 +45,9 @@ GATHER_FROM: Final = 4
 GATHER_TURNS: Final = 3
 """Loop turns it waits (docs/decisions/0003-gathering-cycles.md)."""
 RECLAIM_EVERY_S: Final = 5.0
-DRAIN_MS: Final = 500
+DRAIN_MS: Final = 1_500
 """At a stop, after the hand-over: time for the next leader to commit what is in our log, and to
-answer what was sent to it."""
+answer what was sent to it. Over as soon as nothing waits; a busy machine may need all of it."""
 
 
 class Host:
