@@ -47,7 +47,10 @@ GATHER_TURNS: Final = 3
 RECLAIM_EVERY_S: Final = 5.0
 DRAIN_MS: Final = 1_500
 """At a stop, after the hand-over: time for the next leader to commit what is in our log, and to
-answer what was sent to it. Over as soon as nothing waits; a busy machine may need all of it."""
+answer what was sent to it. A busy machine may need all of it."""
+DRAIN_QUIET_MS: Final = 150
+"""The drain is over when nothing has waited for so long: peers that have not heard of the next
+leader yet still forward to this node."""
 
 
 class Host:
@@ -321,10 +324,13 @@ class Host:
             if self._stopped or not any(self.is_leader(gid) for gid in leading):
                 break
             await asyncio.sleep(0.01)
-        until_ms = self.now_ms() + DRAIN_MS
+        busy_ms = self.now_ms()
+        until_ms = busy_ms + DRAIN_MS
         # Once more: at the end of a life, and bounded.
         while self.now_ms() < until_ms and not self._stopped:
-            if not self.forwarder.busy and not self.engine.answers_due():
+            if self.forwarder.busy or self.engine.answers_due():
+                busy_ms = self.now_ms()
+            elif not leading or self.now_ms() - busy_ms >= DRAIN_QUIET_MS:
                 break
             await asyncio.sleep(0.01)
 
