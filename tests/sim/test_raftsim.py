@@ -21,7 +21,6 @@ RECORDED = {
     "keepalive_acknowledged_at_once": 133,
     "key_is_not_looked_up": 3,
     "late_answer_confirms_a_read": 6,
-    "learner_counts_in_the_quorum": 106,
     "lease_by_a_local_clock": 3,
     "many_takes_a_part": 7,
     "new_leader_gives_no_full_ttl": 3,

@@ -172,20 +172,6 @@ def wiped_voter_votes_again() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def learner_counts_in_the_quorum() -> Iterator[None]:
-    """An entry that a learner has counts as if a voter had it."""
-
-    def broken(self: Leadership, own: int, others: dict[str, int]) -> int:
-        membership = self._raft.membership
-        reached = [others[n] if n != self._raft.node_id else own for n in membership.members]
-        reached.sort(reverse=True)
-        return reached[membership.quorum - 1]
-
-    with mock.patch.object(Leadership, "_quorum_value", broken):
-        yield
-
-
-@contextlib.contextmanager
 def applies_while_a_snapshot_is_cut() -> Iterator[None]:
     """A snapshot that is encoded in pieces holds what was applied meanwhile."""
     original = Snapshotting._cut
@@ -226,7 +212,6 @@ ZOO: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         acknowledges_what_it_did_not_check,
         old_terms_count_as_committed,
         wiped_voter_votes_again,
-        learner_counts_in_the_quorum,
         applies_while_a_snapshot_is_cut,
         torn_tail_drops_what_was_durable,
         *zoo_locks.BUGS,

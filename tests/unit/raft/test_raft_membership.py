@@ -58,6 +58,23 @@ def test_new_voter_4_2_1__may_lead():
     assert cluster["n2"].machine == cluster["n4"].machine == [b"c0", b"c1"]
 
 
+def test_learner_4_2_1__what_it_has_counts_for_no_quorum():
+    cluster = led()
+    cluster.join("n4")
+    assert cluster.change("n1", "n4") == ""
+    assert list(cluster["n1"].raft.membership.learners) == ["n4"]
+    cluster.isolate("n2", "n3")
+    before = cluster["n1"].raft.commit_index
+    cluster["n1"].step(fx.Propose(1, b"c"))
+    committed = []
+    for _ in range(20):
+        cluster.tick()
+        cluster.settle()
+        committed.append(cluster["n1"].raft.commit_index)
+    assert cluster["n4"].raft.log.last_index > before, "the learner has the entry"
+    assert set(committed) == {before}
+
+
 def test_learner_that_cannot_be_reached__stays_one():
     cluster = led()
     cluster.join("n4")
