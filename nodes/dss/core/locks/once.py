@@ -51,9 +51,7 @@ class LockOnce(LockLines):
         if command.ack > session.floor:
             session.floor = command.ack
             for seq in [seq for seq in kept if seq <= command.ack]:
-                size = size_of(kept.pop(seq))
-                session.answers_bytes -= size
-                self.answers_bytes -= size
+                self._count_answer(session, -size_of(kept.pop(seq)))
         seq = command.seq
         earlier = kept.get(seq)
         if earlier is not None:
@@ -74,8 +72,7 @@ class LockOnce(LockLines):
             else:
                 size = size_of_wait(command.locks if isinstance(command, AcquireMany) else ())
                 kept[seq] = (0, size)
-            session.answers_bytes += size
-            self.answers_bytes += size
+            self._count_answer(session, size)
         return result
 
     def _rejoin(self, session: Session, command: Once, position: int) -> Result:

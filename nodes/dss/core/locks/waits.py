@@ -195,7 +195,7 @@ def _stuck(edges: dict[Node, list[Node]], choices: dict[Node, Blockers]) -> set[
         for after in ways:
             into.setdefault(after, []).append(node)
     needs = {node: choices[node].missing if node in choices else len(edges[node]) for node in edges}
-    gives = {
+    gives: dict[Node, dict[Node, int]] = {
         node: {(hold.session, hold.owner): hold.permits for hold in choice.holders}
         for node, choice in choices.items()
     }
@@ -207,7 +207,7 @@ def _stuck(edges: dict[Node, list[Node]], choices: dict[Node, Blockers]) -> set[
             continue
         stuck.discard(node)
         for before in into.get(node, ()):
-            needs[before] -= gives[before][node] if before in gives else 1  # type: ignore[index]
+            needs[before] -= gives[before][node] if before in gives else 1
             if needs[before] <= 0:
                 moves.append(before)
     return stuck
