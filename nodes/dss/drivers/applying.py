@@ -6,7 +6,7 @@ What must not live here: the cycle and effects (engine.py), snapshots (snapshott
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dss.base import limits
 from dss.core.machine import PENDING
@@ -132,18 +132,19 @@ class Applying:
                 group.read_waiters.append((index, done))
 
     def _lose(self, flight: Flight) -> None:
-        position = 0
         body = {
             "code": "indeterminate",
             "message": "the leader changed before the write was committed: it may or may not "
             "happen; read the state, or repeat it if it is idempotent",
         }
+        self._answer_all(flight, 504, body)
+
+    def _answer_all(self, flight: Flight, status: int, body: Any) -> None:
+        rids = iter(flight.rids)
         for count, sink in flight.sinks:
-            if sink is not NULL_SINK:
-                self.sinks[sink] = None
-                for rid in flight.rids[position : position + count]:
-                    sink.answer(rid, 504, body)
-            position += count
+            self.sinks[sink] = None
+            for rid in itertools.islice(rids, count):
+                sink.answer(rid, status, body)
 
     def abandon(self) -> None:
         """The node ends: answer everything that waits. No cycle may follow."""
@@ -154,11 +155,7 @@ class Applying:
         for group in self._engine.groups.values():
             pending, group.pending = group.pending, []
             for flight in pending:
-                rids = iter(flight.rids)
-                for count, sink in flight.sinks:
-                    self.sinks[sink] = None
-                    for rid in itertools.islice(rids, count):
-                        sink.answer(rid, 503, stops)
+                self._answer_all(flight, 503, stops)
             unplaced, group.flights_by_ref = group.flights_by_ref, {}
             for flight in unplaced.values():
                 self._lose(flight)
