@@ -32,9 +32,14 @@ def sdk(args: argparse.Namespace) -> Client:
     host = os.environ.get("DSS_HOST_HEADER", "")
     return connect(
         _endpoints(args) or None,
-        name=f"{socket.gethostname()[:64]}:{os.getpid()}",
+        name=session_label(),
         headers={"Host": host} if host else None,
     )
+
+
+def session_label() -> str:
+    """What others see of this command's session."""
+    return f"{socket.gethostname()[:64]}:{os.getpid()}"
 
 
 def _endpoints(args: argparse.Namespace) -> list[str]:

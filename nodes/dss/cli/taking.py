@@ -6,15 +6,14 @@ What must not live here: arguments, printing.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import socket
 import threading
 import time
 from typing import Any, Final
 
 from dss.base.errors import EXIT_TRY_AGAIN
 from dss.base.limits import WAIT_MS_MAX
+from dss.cli.connect import session_label
 from dss.cli.http import CliError, Nodes, Problem, segment
 
 _ASK_AGAIN_S: Final = 20.0
@@ -23,8 +22,7 @@ _ASK_AGAIN_S: Final = 20.0
 
 def open_session(client: Nodes, ttl_s: float) -> str:
     """A session that others see as `host:pid`."""
-    label = f"{socket.gethostname()[:64]}:{os.getpid()}"
-    body = {"ttl_ms": round(ttl_s * 1000), "name": label}
+    body = {"ttl_ms": round(ttl_s * 1000), "name": session_label()}
     return str(client.ask("lock", "POST", "/v1/sessions", body).json()["session"])
 
 
