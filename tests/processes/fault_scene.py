@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,6 +61,17 @@ class Scene:
         if title:
             took_ms = round((time.monotonic() - began) * 1_000)
             report.append(Row(f"{title}: healed, all serve", len(names), took_ms, took_ms, None))
+
+    def rolling_restart(self) -> None:
+        """SIGTERM of each node in turn; the next one only when all serve again."""
+        cluster = self.cluster
+        for name in cluster.names("lock"):
+            title = f"SIGTERM of {name}, then started again"
+            with self.fault(title, cluster.others(name), 0.2):
+                cluster.send([name], signal.SIGTERM)
+                assert cluster.ended(name) == 0, cluster.report()
+            cluster.start_node(name)
+            self.whole_again()
 
 
 @contextlib.contextmanager

@@ -51,12 +51,7 @@ def test_leader_hears_nobody__another_one_leads_and_history_is_linearizable(
 
 def test_rolling_restart_under_load__no_request_fails(trio: FaultCluster) -> None:
     with scene(trio) as play:
-        for name in trio.names("lock"):
-            with play.fault(f"SIGTERM of {name}, then started again", trio.others(name), 0.2):
-                trio.send([name], signal.SIGTERM)
-                assert trio.ended(name) == 0, trio.report()
-            trio.start_node(name)
-            play.whole_again()
+        play.rolling_restart()
     assert play.load.failures == []
     assert play.load.refused == []
 

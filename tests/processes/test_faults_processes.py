@@ -78,12 +78,7 @@ def test_three_of_five_killed__nothing_is_acknowledged_until_one_is_back(
 
 def test_rolling_restart_of_five__no_request_fails(five: FaultCluster) -> None:
     with scene(five) as play:
-        for name in five.names("lock"):
-            with play.fault(f"SIGTERM of {name}, then started again", five.others(name), 0.2):
-                five.send([name], signal.SIGTERM)
-                assert five.ended(name) == 0, five.report()
-            five.start_node(name)
-            play.whole_again()
+        play.rolling_restart()
     assert play.load.failures == []
     assert play.load.refused == []
 

@@ -111,6 +111,14 @@ class World:
         items = b"".join(map(CODEC.encode_item, rids, commands))
         self.forwarder.submit(GROUP, rids, items, commands, sink or self.sink, hops)
 
+    def forwarded(self, *rids):
+        """What has gone to the leader `l` for these requests."""
+        self.links.up("l")
+        self.leads("l")
+        self.submit(*rids)
+        [(_, forward)] = self.links.forwards()
+        return forward
+
     def leads(self, node_id):
         self.host.leader = node_id
         self.forwarder.role_changed(GROUP, node_id)
@@ -176,10 +184,7 @@ def test_leader_elsewhere__each_id_answered_once_and_nothing_is_kept():
 @pytest.mark.parametrize("how", ["link", "leader", "close"])
 def test_leader_is_lost_after_forwarding__indeterminate_once(how):
     async def scenario(world):
-        world.links.up("l")
-        world.leads("l")
-        world.submit(1, 2)
-        [(_, forward)] = world.links.forwards()
+        forward = world.forwarded(1, 2)
         world.answer("l", forward.forward_id, (1, 200, "a"))
         if how == "link":
             world.links.down("l")
@@ -218,10 +223,7 @@ def test_deposed_leader_answers_in_time__nothing_is_lost():
 
 def test_the_same_leader_again__no_doubt_remains():
     async def scenario(world):
-        world.links.up("l")
-        world.leads("l")
-        world.submit(1)
-        [(_, forward)] = world.links.forwards()
+        forward = world.forwarded(1)
         world.leads(None)
         world.leads("l")
         await asyncio.sleep(2.5 * HOLD_MS / 1000)
@@ -437,10 +439,7 @@ def test_node_ends__held_and_later_requests_hear_503():
 @pytest.mark.parametrize("how", ["link", "leader", "restart", "abandoned"])
 def test_leader_is_lost_while_a_request_waits__this_node_answers_it_from_the_log(how):
     async def scenario(world):
-        world.links.up("l")
-        world.leads("l")
-        world.submit(1, 2)
-        [(_, forward)] = world.links.forwards()
+        forward = world.forwarded(1, 2)
         world.answer("l", forward.forward_id, placed=[(2, 40, 1)])
         if how == "link":
             world.links.down("l")
@@ -465,10 +464,7 @@ def test_leader_is_lost_while_a_request_waits__this_node_answers_it_from_the_log
 @pytest.mark.parametrize("first", ["leader", "log"])
 def test_wait_ends_while_the_leader_lives__answered_once_by_whoever_is_first(first):
     async def scenario(world):
-        world.links.up("l")
-        world.leads("l")
-        world.submit(1)
-        [(_, forward)] = world.links.forwards()
+        forward = world.forwarded(1)
         world.answer("l", forward.forward_id, placed=[(1, 40, 0)])
         if first == "leader":
             world.answer("l", forward.forward_id, (1, 200, "woken"))
@@ -485,10 +481,7 @@ def test_wait_ends_while_the_leader_lives__answered_once_by_whoever_is_first(fir
 
 def test_wait_ended_before_the_leader_told_where_it_stands__answered_when_it_does():
     async def scenario(world):
-        world.links.up("l")
-        world.leads("l")
-        world.submit(1)
-        [(_, forward)] = world.links.forwards()
+        forward = world.forwarded(1)
         for index in range(UNCLAIMED_MAX):
             world.woken(40 + index, 0, 409)
         world.answer("l", forward.forward_id, placed=[(1, 40, 0)])
@@ -521,10 +514,7 @@ def test_wait_never_ends__indeterminate_in_the_end(monkeypatch):
     monkeypatch.setattr(forwarding, "SWEEP_EVERY_S", 0.01)
 
     async def scenario(world):
-        world.links.up("l")
-        world.leads("l")
-        world.submit(1)
-        [(_, forward)] = world.links.forwards()
+        forward = world.forwarded(1)
         world.answer("l", forward.forward_id, placed=[(1, 40, 0)])
         assert world.host.waits.here() == [(40, 0)]
         await asyncio.sleep(0.08)
@@ -538,10 +528,7 @@ def test_wait_never_ends__indeterminate_in_the_end(monkeypatch):
 
 def test_node_without_that_field__its_answers_are_read():
     async def scenario(world):
-        world.links.up("l")
-        world.leads("l")
-        world.submit(1)
-        [(_, forward)] = world.links.forwards()
+        forward = world.forwarded(1)
         peer = Peer("l", "inc-l", "boot")
         old = encode([forward.forward_id, [[1, 200, "a"]]])
         world.links.cast_handlers["raft.answers"](peer, old)
