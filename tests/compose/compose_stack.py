@@ -5,13 +5,10 @@ Nothing here decides what is right; that is in test_compose.py.
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,50 +154,3 @@ class Stack:
         identity = self.must("ps", "-aq", service).strip()
         inspected: dict[str, Any] = json.loads(run("docker", "inspect", identity).stdout)[0]
         return inspected
-
-
-@dataclass
-class Answer:
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def http(
-    method: str,
-    url: str,
-    body: object = None,
-    *,
-    login: tuple[str, str] | None = None,
-    timeout: float = 40.0,
-) -> Answer:
-    """One request; `body` as JSON, or as it is when it is bytes. Any status is an answer."""
-    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method)
-    if data is not None:
-        raw = isinstance(body, bytes)
-        request.add_header("Content-Type", "text/plain" if raw else "application/json")
-    if login is not None:
-        token = base64.b64encode(":".join(login).encode()).decode()
-        request.add_header("Authorization", f"Basic {token}")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return Answer(response.status, response.read(), dict(response.headers))
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, error.read(), dict(error.headers))
-
-
-def until(what: str, check: Any, timeout: float = 60.0) -> Any:
-    """The first truthy result of `check`; an error that names `what` and the last result."""
-    end = time.monotonic() + timeout
-    while True:
-        result = check()
-        if result:
-            return result
-        assert time.monotonic() < end, f"not within {timeout:.0f} s: {what} (last: {result!r})"
-        time.sleep(0.5)

@@ -17,18 +17,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from asking import http, until
 from compose_stack import (
     BUILD_S,
     COMPOSE_FILE,
     ROOT,
     Stack,
     can_have,
-    http,
     run,
     say,
     services,
     taken_ports,
-    until,
     why_no_docker,
 )
 from grafana_schema import check_grafana_files

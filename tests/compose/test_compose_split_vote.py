@@ -17,17 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from compose_stack import (
-    BUILD_S,
-    COMPOSE_FILE,
-    Stack,
-    http,
-    run,
-    say,
-    taken_ports,
-    until,
-    why_no_docker,
-)
+from asking import http, until
+from compose_stack import BUILD_S, COMPOSE_FILE, Stack, run, say, taken_ports, why_no_docker
 
 pytestmark = pytest.mark.compose
 
@@ -82,7 +73,7 @@ class SplitStack(Stack):
         found: list[dict[str, Any]] = []
         for url in URLS:
             try:
-                found += http("GET", f"{url}/v1/raft/status", timeout=5).json["groups"]
+                found += http("GET", f"{url}/v1/raft/status", timeout_s=5).json["groups"]
             except OSError:
                 return []
         return found if len(found) == 2 * len(LOCKS) else []

@@ -6,7 +6,6 @@ What must not live here: assertions about DSS.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -15,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from asking import http
 
 from dss.local.ports import first_taken, holder_of
 
@@ -78,25 +77,14 @@ def request(
     timeout: float = 40,
 ) -> Reply:
     """One HTTP request; JSON both ways unless `raw`."""
-    data, sent = raw, dict(headers or {})
-    if body is not None:
-        data, sent = json.dumps(body).encode(), {"Content-Type": "application/json", **sent}
+    sent = raw if raw is not None else body
     try:
-        made = urllib.request.Request(url, data=data, method=method, headers=sent)
-        with urllib.request.urlopen(made, timeout=timeout) as answer:
-            return _reply(answer.status, answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return _reply(error.code, error)
+        answer = http(method, url, sent, headers=headers, timeout_s=timeout)
     except OSError as error:
         return Reply(0, str(error), {})
-
-
-def _reply(status: int, answer: Any) -> Reply:
-    headers = {name.lower(): value for name, value in answer.headers.items()}
-    raw = answer.read()
-    kind = headers.get("content-type", "")
-    return Reply(status, json.loads(raw) if "json" in kind and raw else raw, headers)
+    found = {name.lower(): value for name, value in answer.headers.items()}
+    is_json = answer.body and "json" in found.get("content-type", "")
+    return Reply(answer.status, answer.json if is_json else answer.body, found)
 
 
 def until(look: Callable[[], T | None], what: str, timeout_s: float = 30) -> T:

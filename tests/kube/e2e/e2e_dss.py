@@ -6,27 +6,16 @@ What must not live here: what is right or wrong; kubectl itself (e2e_kubectl.py)
 from __future__ import annotations
 
 import base64
-import json
 import secrets
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from asking import Answer, http, until
 from e2e_faults import ingress_url
-from e2e_kubectl import (
-    Kubectl,
-    KubectlFailed,
-    Object,
-    PortForward,
-    condition,
-    pod_ready,
-    say,
-    until,
-)
+from e2e_kubectl import Kubectl, KubectlFailed, Object, PortForward, condition, pod_ready, say
 
 ROLES: Final = ("lock", "queue", "cache")
 LABEL: Final = "dss.io/cluster"
@@ -60,44 +49,6 @@ def small(**changes: Any) -> Object:
 
 NOWHERE: Final = {"pod": {"nodeSelector": {"dss.io/test-nowhere": "true"}}}
 """No node has this label: the pods stay Pending, and cost nothing."""
-
-
-@dataclass
-class Answer:
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def http(
-    method: str,
-    url: str,
-    body: object = None,
-    *,
-    host: str = "",
-    token: str = "",
-    timeout_s: float = 10.0,
-) -> Answer:
-    """One request; `body` as JSON, or as it is when it is bytes. Any status is an answer."""
-    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method)
-    if data is not None:
-        raw = isinstance(body, bytes)
-        request.add_header("Content-Type", "text/plain" if raw else "application/json")
-    if host:
-        request.add_header("Host", host)
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            return Answer(response.status, response.read(), dict(response.headers))
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, error.read(), dict(error.headers))
 
 
 class Api:

@@ -40,20 +40,6 @@ def say_loudly(*lines: str) -> None:
     say("!" * 80)
 
 
-def until(
-    what: str, check: Callable[[], _T], timeout_s: float = 60.0, *, every_s: float = 0.5
-) -> _T:
-    """The first truthy result of `check`; an error that names `what` and the last result."""
-    end = time.monotonic() + timeout_s
-    while True:
-        result = check()
-        if result:
-            return result
-        if time.monotonic() >= end:
-            raise AssertionError(f"not within {timeout_s:.0f} s: {what} (last: {result!r})")
-        time.sleep(every_s)
-
-
 def holds(what: str, check: Callable[[], bool], for_s: float, *, every_s: float = 1.0) -> None:
     """`check` stays true for that long."""
     end = time.monotonic() + for_s

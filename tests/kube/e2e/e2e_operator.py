@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from e2e_dss import http
-from e2e_kubectl import Kubectl, Object, forwarded, pod_ready, say, until
+from asking import http, until
+from e2e_kubectl import Kubectl, Object, forwarded, pod_ready, say
 
 SYSTEM: Final = "dss-system"
 DEPLOYMENT: Final = "dss-operator"

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import yaml
+from asking import http, until
 from conftest import NAMESPACE
-from e2e_dss import HTTP_PORT, ROLES, Cluster, http
-from e2e_kubectl import ROOT, Kubectl, forwarded, pod_ready, until
+from e2e_dss import HTTP_PORT, ROLES, Cluster
+from e2e_kubectl import ROOT, Kubectl, forwarded, pod_ready
 from e2e_operator import NODE_IMAGE
 
 pytestmark = pytest.mark.kube

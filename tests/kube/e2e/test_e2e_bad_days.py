@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from asking import until
 from conftest import NAMESPACE
 from e2e_dss import Cluster, manifest
 from e2e_faults import AuditLog
-from e2e_kubectl import Kubectl, KubectlFailed, holds, say, until
+from e2e_kubectl import Kubectl, KubectlFailed, holds, say
 from e2e_operator import USER
 
 pytestmark = pytest.mark.kube

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from asking import until
 from e2e_dss import LABEL, Cluster, Ledger, small
-from e2e_kubectl import Kubectl, say, until
+from e2e_kubectl import Kubectl, say
 from e2e_operator import Operator
 
 pytestmark = pytest.mark.kube

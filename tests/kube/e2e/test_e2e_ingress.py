@@ -17,8 +17,9 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from asking import http
 from conftest import HOST, NAMESPACE
-from e2e_dss import Cluster, http, until_answer
+from e2e_dss import Cluster, until_answer
 from e2e_faults import need
 from e2e_kubectl import ROOT, say
 
@@ -36,7 +37,7 @@ def ingress(demo: Cluster) -> str:
     url = need("E2E_INGRESS", "the ingress is tried out")
     token = demo.token("client")
     until_answer("the ingress serves", lambda: http("GET", f"{url}/v1/locks", host=HOST,
-                                                    token=token))  # fmt: skip
+                                                    token=token, timeout_s=10))  # fmt: skip
     return url
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from e2e_dss import http
+from asking import http
 from e2e_kubectl import Kubectl, condition, forwarded
 from e2e_operator import METRICS_PORT, SYSTEM, USER, Operator
 

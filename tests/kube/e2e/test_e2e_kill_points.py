@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asking import until
 from e2e_dss import LABEL, NOWHERE, Cluster, small
-from e2e_kubectl import ROOT, Kubectl, Object, say, until
+from e2e_kubectl import ROOT, Kubectl, Object, say
 from e2e_operator import DEPLOYMENT, SYSTEM, Operator
 from test_e2e_reconcile import KINDS, essence
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from asking import until
 from e2e_dss import NOWHERE, manifest, small
-from e2e_kubectl import Kubectl, say, until
+from e2e_kubectl import Kubectl, say
 from e2e_operator import TICK_S, Metrics, Operator
 
 pytestmark = pytest.mark.kube

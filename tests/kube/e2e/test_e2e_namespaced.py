@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from asking import until
 from e2e_dss import NOWHERE, Cluster, manifest, small
-from e2e_kubectl import Kubectl, holds, say, until
+from e2e_kubectl import Kubectl, holds, say
 from e2e_operator import SYSTEM, USER, Operator
 
 pytestmark = pytest.mark.kube

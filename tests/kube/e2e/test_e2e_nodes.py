@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from asking import until
 from e2e_dss import ROLES, Cluster, Ledger, Traffic, until_answer
 from e2e_faults import Faults
-from e2e_kubectl import Kubectl, Object, condition, pod_ready, say, until
+from e2e_kubectl import Kubectl, Object, condition, pod_ready, say
 from e2e_operator import Operator
 
 pytestmark = pytest.mark.kube

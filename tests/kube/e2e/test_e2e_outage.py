@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from asking import until
 from conftest import NAMESPACE
 from e2e_dss import Cluster, Ledger, Traffic
 from e2e_faults import Faults, need
-from e2e_kubectl import Kubectl, say, until
+from e2e_kubectl import Kubectl, say
 from e2e_operator import TICK_S, Operator
 
 pytestmark = pytest.mark.kube

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from asking import until
 from e2e_dss import LABEL, NOWHERE, Cluster, small
-from e2e_kubectl import Kubectl, Object, say, until
+from e2e_kubectl import Kubectl, Object, say
 from e2e_operator import TICK_S, Operator
 
 pytestmark = pytest.mark.kube

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 import pytest
+from asking import until
 from conftest import NAMESPACE
 from e2e_dss import Cluster, Ledger, Traffic
 from e2e_faults import WRITES, AuditLog
-from e2e_kubectl import Kubectl, Object, holds, pod_ready, say, until
+from e2e_kubectl import Kubectl, Object, holds, pod_ready, say
 from e2e_operator import TICK_S, USER
 
 pytestmark = pytest.mark.kube

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asking import until
 from e2e_dss import Cluster, small
-from e2e_kubectl import Kubectl, Object, holds, pod_ready, say, until
+from e2e_kubectl import Kubectl, Object, holds, pod_ready, say
 from e2e_operator import SYSTEM, Operator
 
 pytestmark = pytest.mark.kube
