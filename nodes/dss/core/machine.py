@@ -42,6 +42,12 @@ class Machine(Protocol):
 
     codec: CommandCodec
 
+    @property
+    def level(self) -> int:
+        """The feature level (base/levels.py): what a machine does may differ by it, and by nothing
+        else that differs between releases. A machine begins at BASE_LEVEL."""
+        ...
+
     def apply(self, index: int, log_ms: int, commands: Sequence[Any]) -> list[Result]:
         """One result per command, in order. Never raises for any decodable command."""
         ...
@@ -54,6 +60,13 @@ class Machine(Protocol):
         """A new leader's no-op is applied: leases get their full length from `log_ms`."""
         ...
 
+    def set_level(self, index: int, log_ms: int, level: int) -> None:
+        """The level entry at `index` is applied: from here on the machine behaves as of `level`.
+
+        It never falls. State that needs another shape is converted here, like in `apply`.
+        """
+        ...
+
     def next_due_ms(self) -> int | None:
         """The log time at which `due` will have something to do; None: nothing is scheduled."""
         ...
@@ -61,13 +74,16 @@ class Machine(Protocol):
     def due(self, log_ms: int) -> list[Any]:
         """Commands (structs of the codec) that the leader should propose now, at most 1,000.
 
-        They must be conditional (on a renewal count, a delivery id), so that a late or repeated
-        one does nothing.
+        None above the machine's level: other nodes could not decode it. They must be conditional
+        (on a renewal count, a delivery id), so that a late or repeated one does nothing.
         """
         ...
 
     def snapshot(self) -> bytes:
-        """The whole state; `restore` of it on an empty machine gives an equal state."""
+        """The whole state, `level` included; `restore` on an empty machine gives an equal state.
+
+        At BASE_LEVEL the bytes are those that a release without levels reads.
+        """
         ...
 
     def restore(self, data: bytes) -> None: ...

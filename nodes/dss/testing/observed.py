@@ -105,6 +105,14 @@ class Observed:
         if self._witness.seen(self._node, index, _encode((log_ms, "leader"))):
             self._witness.rules.leader_changed(index, log_ms)
 
+    @property
+    def level(self) -> int:
+        return self.inner.level
+
+    def set_level(self, index: int, log_ms: int, level: int) -> None:
+        self._witness.seen(self._node, index, _encode((log_ms, "level", level)))
+        self.inner.set_level(index, log_ms, level)
+
     def next_due_ms(self) -> int | None:
         return self.inner.next_due_ms()
 

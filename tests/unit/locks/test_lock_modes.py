@@ -438,7 +438,7 @@ def test_snapshot_of_version_1__goes_on_where_it_stopped():
     assert world.machine.waiting == 0
 
 
-@pytest.mark.parametrize("version", [0, 3, 77])
+@pytest.mark.parametrize("version", [0, 4, 77])
 def test_snapshot_of_another_version__is_refused_by_its_number(version):
     data = bytearray(World(sessions=1).machine.snapshot())
     assert data[1] == 2

@@ -136,6 +136,12 @@ class LockMachine(LockEnding):
                 self._push_due(when, what)
         self._put_off.clear()
 
+    def set_level(self, index: int, log_ms: int, level: int) -> None:
+        """See core.machine.Machine.set_level."""
+        self._index = index
+        self._now_ms = log_ms
+        self.level = level
+
     def snapshot(self) -> bytes:
         """See core.machine.Machine.snapshot. Equal states give equal bytes."""
         return snapshots.encode(self)

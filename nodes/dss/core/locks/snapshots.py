@@ -1,12 +1,14 @@
 """The lock group's snapshot: its format, by version, and back.
 
 msgpack arrays, by position. Version 1 (before semaphores, several locks at once, history, and
-exactly-once) is still read. What must not live here: rules.
+exactly-once) is still read. Version 2 has no level: it is what a group at BASE_LEVEL writes, since
+nodes of a release without levels must read it. Version 3 is the same with `level` and what later
+levels add behind it. What must not live here: rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import islice
 from struct import pack
@@ -15,13 +17,15 @@ from typing import Any, Final
 import msgspec
 
 from dss.base.errors import CorruptData
+from dss.base.levels import BASE_LEVEL
 from dss.base.limits import SNAPSHOT_PIECE_ROWS
 from dss.core.locks.history import Hold
 from dss.core.locks.kept import size_of, size_of_wait
 from dss.core.locks.keys import KeyEntry, KeyRow
 from dss.core.locks.state import Lock, LockState, Session, Waiter
 
-SNAPSHOT_VERSION: Final = 2
+SNAPSHOT_VERSION: Final = 3
+_VERSION_WITHOUT_LEVEL: Final = 2
 
 _SessionRow1 = tuple[str, str, int, int, int]
 _HoldRow1 = tuple[str, str, int, int, int]
@@ -64,7 +68,7 @@ class _WaiterRow(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _State(msgspec.Struct, array_like=True, frozen=True):
-    """Version 2. A new field goes last, with a default."""
+    """Version 3; version 2 ends before `level`. A new field goes last, with a default."""
 
     version: int
     token: int
@@ -76,6 +80,7 @@ class _State(msgspec.Struct, array_like=True, frozen=True):
     history: list[Hold]
     keys: list[KeyRow]
     events: int
+    level: int = BASE_LEVEL
 
 
 _FIELDS: Final = _WaiterRow.__struct_fields__
@@ -91,12 +96,14 @@ def encode(state: LockState) -> bytes:
 
 
 def pieces(state: LockState) -> Iterator[bytes]:
-    """A `_State` of version 2, at most SNAPSHOT_PIECE_ROWS rows at a time.
+    """A `_State`, at most SNAPSHOT_PIECE_ROWS rows at a time.
 
     The state must not change before the last one, but may be replaced as a whole (`decode_into`):
     then what comes is worthless, and does no harm.
     """
-    head = (SNAPSHOT_VERSION, state._token, state._ticket, state._floor_ms)
+    levelled = state.level > BASE_LEVEL
+    version = SNAPSHOT_VERSION if levelled else _VERSION_WITHOUT_LEVEL
+    head = (version, state._token, state._ticket, state._floor_ms)
     sections: tuple[_Section, ...] = (
         (state._sessions.values(), _session_row),
         (state._locks.values(), _lock_row),
@@ -104,17 +111,20 @@ def pieces(state: LockState) -> Iterator[bytes]:
         (state.past.rows(), _as_it_is),
         (state.keys.items(), _key_row),
     )
-    return _pieces(head, sections, state.journal.newest)
+    tail = (state.journal.newest, state.level) if levelled else (state.journal.newest,)
+    return _pieces(head, sections, tail)
 
 
-def _pieces(head: Iterable[int], sections: Iterable[_Section], events: int) -> Iterator[bytes]:
-    yield _array(len(_State.__struct_fields__)) + b"".join(map(_encode, head))
+def _pieces(
+    head: Collection[int], sections: Collection[_Section], tail: Collection[int]
+) -> Iterator[bytes]:
+    yield _array(len(head) + len(sections) + len(tail)) + b"".join(map(_encode, head))
     for rows, row_of in sections:
         yield _array(len(rows))
         left = iter(rows)
         while some := list(islice(left, SNAPSHOT_PIECE_ROWS)):
             yield _encode([row_of(each) for each in some])[len(_array(len(some))) :]
-    yield _encode(events)
+    yield b"".join(map(_encode, tail))
 
 
 def _array(length: int) -> bytes:
@@ -161,7 +171,7 @@ def decode_into(state: LockState, data: bytes) -> None:
         number = msgspec.msgpack.decode(version, type=int)
         if number == 1:
             found = _upgraded(msgspec.msgpack.decode(data, type=_State1))
-        elif number == SNAPSHOT_VERSION:
+        elif number in (_VERSION_WITHOUT_LEVEL, SNAPSHOT_VERSION):
             found = msgspec.msgpack.decode(data, type=_State)
         else:
             raise CorruptData(
@@ -195,11 +205,21 @@ def _upgraded(old: _State1) -> _State:
             )  # fmt: skip
     waiters.sort(key=lambda row: row.ticket)
     return _State(
-        SNAPSHOT_VERSION, old.token, old.ticket, old.floor_ms, sessions, locks, waiters, [], [], 0
+        _VERSION_WITHOUT_LEVEL,
+        old.token,
+        old.ticket,
+        old.floor_ms,
+        sessions,
+        locks,
+        waiters,
+        [],
+        [],
+        0,
     )
 
 
 def _fill(state: LockState, found: _State) -> None:
+    state.level = found.level
     state._token = found.token
     state._ticket = found.ticket
     state._floor_ms = found.floor_ms

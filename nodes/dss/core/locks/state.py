@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL
 from dss.base.limits import PRIORITY_STEP_MS
 from dss.core.locks.history import History, Hold
 from dss.core.locks.journal import Journal
@@ -103,10 +104,12 @@ Due = Session | Waiter | Hold
 class LockState:
     """All sessions, locks and waits, and when each ends.
 
-    `held` and `waiting` count holders and waiters of all locks together.
+    `held` and `waiting` count holders and waiters of all locks together. `level` is the feature
+    level: whatever changed with one asks `self.level` (base/levels.py).
     """
 
     def __init__(self) -> None:
+        self.level = BASE_LEVEL
         self._sessions: dict[str, Session] = {}
         self._locks: dict[str, Lock] = {}
         self._waiters: dict[int, Waiter] = {}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL
 from dss.base.limits import (
     NAME_BYTES_MAX,
     NODES_PER_ROLE_MAX,
@@ -90,6 +91,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     table: tuple[Partition, ...] = ()
     members: tuple[Member, ...] = ()
     queues: tuple[QueueEntry, ...] = ()
+    level: int = BASE_LEVEL
 
 
 META_OPS: dict[str, type[msgspec.Struct]] = {

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL
 from dss.base.limits import QUEUES_MAX
 from dss.core.machine import CommandCodec, Result, Wake
 from dss.core.meta.commands import (
@@ -50,6 +51,7 @@ class MetaMachine:
 
     def __init__(self) -> None:
         self.codec: CommandCodec = meta_codec()
+        self.level = BASE_LEVEL
         self.version = 0
         self.table_version = 0
         """The `version` at which the table was set; 0: there is none."""
@@ -77,6 +79,11 @@ class MetaMachine:
     def leader_changed(self, index: int, log_ms: int) -> None:
         """Nothing here is timed yet."""
 
+    def set_level(self, index: int, log_ms: int, level: int) -> None:
+        """See core.machine.Machine.set_level."""
+        self.level = level
+        self._state = None
+
     def next_due_ms(self) -> int | None:
         return None
 
@@ -88,6 +95,7 @@ class MetaMachine:
 
     def restore(self, data: bytes) -> None:
         state = _state_decoder.decode(data)
+        self.level = state.level
         self.version = state.version
         self.table_version = state.table_version
         self.table = state.table
@@ -120,6 +128,7 @@ class MetaMachine:
                 table=self.table,
                 members=tuple(self.members[key] for key in sorted(self.members)),
                 queues=tuple(self.queues[key] for key in sorted(self.queues)),
+                level=self.level,
             )
         return self._state
 

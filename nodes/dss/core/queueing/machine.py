@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
+from dss.base.levels import BASE_LEVEL
 from dss.base.limits import (
     DUE_ITEMS_MAX,
     EXPIRY_RETRY_MS,
@@ -44,19 +45,19 @@ from dss.core.queueing.records import (
     DEAD,
     DELAYED,
     FORMAT,
+    FORMAT_WITHOUT_LEVEL,
     GONE,
     LEASED,
     READY,
     Counters,
-    PartitionState,
     Queue,
     QueueState,
     Record,
     check_queue,
+    encode_state,
     queue_state,
     restore_queue,
     state_decoder,
-    state_encoder,
 )
 
 _NO_MESSAGE: Final = Message(b"")
@@ -76,6 +77,7 @@ class QueueMachine:
 
     def __init__(self, partition: int) -> None:
         self.codec: CommandCodec = queue_codec()
+        self.level = BASE_LEVEL
         self.partition = partition
         self._sequence = 0
         """Of the newest message; counts on for ever, over all queues of the partition."""
@@ -120,6 +122,10 @@ class QueueMachine:
     def leader_changed(self, index: int, log_ms: int) -> None:
         """Nothing to do: log time stood still while there was no leader."""
 
+    def set_level(self, index: int, log_ms: int, level: int) -> None:
+        """See core.machine.Machine.set_level."""
+        self.level = level
+
     def next_due_ms(self) -> int | None:
         if self._asked_ms is not None:
             return self._asked_ms + EXPIRY_RETRY_MS
@@ -141,14 +147,15 @@ class QueueMachine:
 
     def snapshot(self) -> bytes:
         queues = [self._queues[name] for name in sorted(self._queues)]
-        return state_encoder.encode(
-            PartitionState(FORMAT, self._sequence, [queue_state(queue) for queue in queues])
-        )
+        return encode_state(self._sequence, [queue_state(queue) for queue in queues], self.level)
 
     def restore(self, data: bytes) -> None:
         state = state_decoder.decode(data)
-        if state.format != FORMAT:
-            raise ValueError(f"queue snapshot of format {state.format}; this version reads 1")
+        if state.format not in (FORMAT_WITHOUT_LEVEL, FORMAT):
+            raise ValueError(
+                f"queue snapshot of format {state.format}; this version reads up to {FORMAT}"
+            )
+        self.level = state.level
         self._sequence = state.sequence
         self._queues = {}
         self._due, self._due_records, self._messages, self._bytes = [], 0, 0, 0

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL
 from dss.core.queueing.commands import Message, QueueSettings
 
 READY: Final = 0
@@ -19,7 +20,9 @@ DEAD: Final = 3
 GONE: Final = 4
 """Acknowledged; only stale entries of the due heap still know the record."""
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+FORMAT_WITHOUT_LEVEL: Final = 1
+"""What a partition at BASE_LEVEL writes: nodes of a release without levels must read it."""
 
 
 class Counters(msgspec.Struct, array_like=True, gc=False):
@@ -106,13 +109,23 @@ class QueueState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PartitionState(msgspec.Struct, frozen=True, array_like=True):
+    """Format 2; format 1 ends before `level`. A new field goes last, with a default."""
+
     format: int
     sequence: int
     queues: list[QueueState]
+    level: int = BASE_LEVEL
 
 
-state_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
 state_decoder = msgspec.msgpack.Decoder(PartitionState)
+
+
+def encode_state(sequence: int, queues: list[QueueState], level: int) -> bytes:
+    """A partition's snapshot."""
+    if level == BASE_LEVEL:
+        return _encode((FORMAT_WITHOUT_LEVEL, sequence, queues))
+    return _encode(PartitionState(FORMAT, sequence, queues, level))
 
 
 def _record(item: RecordState) -> Record:
