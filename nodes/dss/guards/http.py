@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER: Final = "DSS-Lock-Token"  # noqa: S105 (a header's name)
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""They change nothing and need no token."""
+"""They change nothing and need no token, unless readers are guarded as well."""
+READS: Final = frozenset({"GET", "HEAD"})
 
-Check = Callable[[str, int], Awaitable[None] | None]
-"""Remembers a token or raises StaleToken: `MemoryFences().check`, or one's own, also async."""
+Check = Callable[..., Awaitable[None] | None]
+"""`check(name, token)` remembers a token or raises StaleToken: `MemoryFences().check`, or one's
+own, also async. Where readers are guarded as well: `check(name, token, mode)`."""
 NameOf = Callable[[str], str | None]
 """The lock that protects a path; None: none does."""
 Message = MutableMapping[str, Any]
@@ -37,18 +39,19 @@ AsgiApp = Callable[
 
 
 async def _refusal(
-    check: Check, lock: str | NameOf, method: str, path: str, header: str | None
+    check: Check, lock: str | NameOf, readers: bool, method: str, path: str, header: str | None
 ) -> tuple[int, str, str] | None:
     """(status, code, detail) of the answer to a request that must not pass."""
     name = lock if isinstance(lock, str) else lock(path)
-    if name is None or method in SAFE_METHODS:
+    if name is None or (method in SAFE_METHODS and not (readers and method in READS)):
         return None
     if header is None:
         return 428, "token_required", f"{method} needs lock {name!r}: send {TOKEN_HEADER}"
     if not (header.isascii() and header.isdigit() and len(header) <= 19 and int(header) > 0):
         return 400, "invalid", f"{TOKEN_HEADER} is a number, the token of lock {name!r}"
     try:
-        waiting = check(name, int(header))
+        mode = ("shared" if method in READS else "exclusive",) if readers else ()
+        waiting = check(name, int(header), *mode)
         if inspect.isawaitable(waiting):
             await waiting
     except StaleToken as stale:
@@ -60,13 +63,15 @@ def _problem(status: int, code: str, detail: str) -> bytes:
     return json.dumps({"status": status, "code": code, "detail": detail}).encode()
 
 
-def aiohttp_guard(check: Check, lock: str | NameOf) -> Middleware:
+def aiohttp_guard(check: Check, lock: str | NameOf, *, readers: bool = False) -> Middleware:
     """A middleware for `aiohttp.web.Application(middlewares=[…])`.
 
     Answers 428 without a token, 412 `stale_token` when a newer holder has been here.
 
     Args:
         lock: the lock's name, or what gives it for a path.
+        readers: GET and HEAD need a token as well, of a shared hold or an exclusive one; all else
+            needs one of an exclusive hold.
 
     Example:
         app = web.Application(middlewares=[aiohttp_guard(MemoryFences().check, "orders")])
@@ -77,7 +82,7 @@ def aiohttp_guard(check: Check, lock: str | NameOf) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         header = request.headers.get(TOKEN_HEADER)
-        refused = await _refusal(check, lock, request.method, request.path, header)
+        refused = await _refusal(check, lock, readers, request.method, request.path, header)
         if refused is None:
             return await handler(request)
         return web.Response(
@@ -96,10 +101,13 @@ class AsgiGuard:
         app = AsgiGuard(asgi_app, MemoryFences().check, "orders")
     """
 
-    def __init__(self, app: AsgiApp, check: Check, lock: str | NameOf) -> None:
+    def __init__(
+        self, app: AsgiApp, check: Check, lock: str | NameOf, *, readers: bool = False
+    ) -> None:
         self._app = app
         self._check = check
         self._lock = lock
+        self._readers = readers
 
     async def __call__(
         self,
@@ -113,7 +121,7 @@ class AsgiGuard:
             found = [value for key, value in scope["headers"] if key.lower() == wanted]
             header = found[0].decode("latin-1") if found else None
             method, path = scope["method"], scope["path"]
-            refused = await _refusal(self._check, self._lock, method, path, header)
+            refused = await _refusal(self._check, self._lock, self._readers, method, path, header)
         if refused is None:
             await self._app(scope, receive, send)
             return

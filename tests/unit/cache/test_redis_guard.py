@@ -37,3 +37,30 @@ def test_redis_asyncio__paused_old_holder_writes_nothing(tmp_path: Path) -> None
 
     with redis_server(tmp_path) as port:
         asyncio.run(scenario(port))
+
+
+def test_redis_readers__pass_beside_each_other_and_only_a_later_writer_makes_them_stale(
+    tmp_path: Path,
+) -> None:
+    with redis_server(tmp_path) as port, redis.Redis(port=port) as client:
+        guard = RedisGuard(client)
+        client.set("k", "v")
+
+        def use(token: int, mode: str) -> object:
+            return guard.run("c", token, "GET", "k", mode=mode)
+
+        for token in (5, 6, 5):
+            assert use(token, "shared") == b"v"
+        assert use(8, "exclusive") == b"v"
+        assert client.get("dss:fence:c") == b"8"
+        with pytest.raises(StaleToken) as stale:
+            use(6, "shared")
+        assert stale.value.newest == 8
+        use(8, "shared")
+        use(10, "shared")
+        with pytest.raises(StaleToken) as stale:
+            use(8, "exclusive")
+        assert stale.value.newest == 10
+        use(10, "exclusive")
+        with pytest.raises(ValueError, match="verify"):
+            use(11, "semaphore")

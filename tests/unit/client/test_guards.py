@@ -59,6 +59,59 @@ def test_memory__smaller_tokens_of_the_same_lock_are_refused() -> None:
         fences.check("a", 4)
 
 
+def shared_sql(path: Path) -> Callable[..., None]:
+    guard = SqlGuard(paramstyle=sqlite3.paramstyle, shared=True)
+    database = sqlite3.connect(path)
+    guard.create(database.cursor())
+
+    def check(name: str, token: int, mode: str = "exclusive") -> None:
+        with database:
+            guard.check(database.cursor(), name, token, mode)
+
+    return check
+
+
+CHECKS = [lambda path: MemoryFences().check, shared_sql]
+
+
+@pytest.mark.parametrize("make", CHECKS)
+def test_readers__pass_beside_each_other_and_only_a_later_writer_makes_them_stale(
+    make: Callable[..., Any], tmp_path: Path
+) -> None:
+    check = make(tmp_path / "fences.db")
+    for token in (5, 6, 5):  # two readers, each with its own token
+        check("c", token, "shared")
+    check("c", 8)  # a writer, once both were gone
+    with pytest.raises(StaleToken) as stale:
+        check("c", 6, "shared")  # it was paused
+    assert stale.value.newest == 8
+    check("c", 8, "shared")  # downgraded: it keeps its token
+    check("c", 9, "shared")
+    with pytest.raises(StaleToken) as stale:
+        check("c", 8)  # a reader has been let in since: it writes no more
+    assert stale.value.newest == 9
+    check("c", 9)
+    check("d", 3, "shared")
+
+
+@pytest.mark.parametrize("make", CHECKS)
+def test_semaphore__is_refused_with_what_to_do_instead(
+    make: Callable[..., Any], tmp_path: Path
+) -> None:
+    check = make(tmp_path / "fences.db")
+    with pytest.raises(ValueError, match="verify"):
+        check("s", 1, "semaphore")
+    with pytest.raises(ValueError, match="'exclusive' or 'shared'"):
+        check("s", 1, "read")
+
+
+def test_sql_without_readers__says_how_to_make_one_with_them() -> None:
+    database = sqlite3.connect(":memory:")
+    with pytest.raises(ValueError, match="shared=True"):
+        SqlGuard().check(database.cursor(), "a", 1, "shared")
+    database.close()
+
+
 Answer = tuple[int, str]
 
 
@@ -142,3 +195,30 @@ def test_http__paused_old_holder_is_refused(serve: Callable[..., Any]) -> None:
 
     written = asyncio.run(serve(steps))
     assert written == ["POST 7", "POST 9", "GET 7", "POST 1", "POST None"]
+
+
+@pytest.mark.parametrize("readers", [False, True])
+def test_asgi__readers_need_a_token_only_where_they_are_guarded(readers: bool) -> None:
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    app = AsgiGuard(inner, MemoryFences().check, "c", readers=readers)
+
+    async def ask(method: str, token: str | None) -> int:
+        name = TOKEN_HEADER.lower().encode()
+        headers = [(name, token.encode())] if token is not None else []
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": "/", "headers": headers}
+        await app(scope, None, send)  # type: ignore[arg-type]
+        return int(sent[0]["status"])
+
+    async def steps() -> list[int]:
+        asked = [("GET", None), ("GET", "6"), ("GET", "5"), ("POST", "7"), ("GET", "6")]
+        return [await ask(method, token) for method, token in asked]
+
+    expected = [428, 200, 200, 200, 412] if readers else [200] * 5
+    assert asyncio.run(steps()) == expected
