@@ -27,6 +27,7 @@ from dss.api.routes import CALLER, Route
 from dss.api.stream import leave_streams
 from dss.base.errors import DssError, Invalid, NotFound, TooLarge, Unavailable, WrongRole
 from dss.base.limits import BODY_BYTES_MAX
+from dss.base.names import has_dot_segment
 from dss.observe.logs import unexpected
 from dss.observe.metrics import CONTENT_TYPE as METRICS_TYPE
 from dss.observe.metrics import Histogram, Registry
@@ -317,7 +318,7 @@ def _unmatched(config: NodeConfig, routes: Sequence[Route]) -> Handler:
                     role=role,
                     urls=urls[role],
                 )
-            if any(segment in ("", ".", "..") for segment in segments):
+            if has_dot_segment(path[1:]):
                 raise Invalid(
                     f"the path {path!r} has an empty, '.' or '..' segment: a name must not be one, "
                     "and a slash in a name is written %2F"

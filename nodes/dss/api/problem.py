@@ -16,6 +16,7 @@ from aiohttp import web
 
 from dss.base.errors import DssError, Invalid, TooLarge
 from dss.base.limits import BODY_BYTES_MAX, NAME_BYTES_MAX
+from dss.base.names import excess_size, has_dot_segment
 
 Struct = TypeVar("Struct")
 
@@ -30,7 +31,6 @@ _BYTE_POSITION: Final = re.compile(r" \(byte (\d+)\)$")
 _AT_FIELD: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _MISSING_FIELD: Final = re.compile(r"missing required field `(.*?)`")
 _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`")
-_DOT_SEGMENTS: Final = ("", ".", "..")
 
 
 class ErrorReply(DssError):
@@ -145,16 +145,12 @@ def path_name(request: web.Request, key: str = "name") -> str:
 
 def check_name(name: str) -> None:
     """The rule of names, for paths, bodies and streams alike; raises Invalid."""
-    if len(name) * 4 > NAME_BYTES_MAX:
-        size = len(name.encode("utf-8", "surrogatepass"))
-        if size > NAME_BYTES_MAX:
-            raise Invalid(
-                f"the name has {size} bytes; at most {NAME_BYTES_MAX} bytes of UTF-8 are allowed",
-                limit=NAME_BYTES_MAX,
-            )
-    if (not name or "/" in name or name[0] == ".") and any(
-        segment in _DOT_SEGMENTS for segment in name.split("/")
-    ):
+    if size := excess_size(name):
+        raise Invalid(
+            f"the name has {size} bytes; at most {NAME_BYTES_MAX} bytes of UTF-8 are allowed",
+            limit=NAME_BYTES_MAX,
+        )
+    if has_dot_segment(name):
         raise Invalid(f"the name {name!r} has an empty, '.' or '..' segment; choose another name")
 
 

@@ -6,7 +6,6 @@ The servers check it all again. What must not live here: requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from dss.base.errors import Invalid
 from dss.base.limits import (
@@ -17,8 +16,7 @@ from dss.base.limits import (
     SESSION_TTL_MS_MAX,
     SESSION_TTL_MS_MIN,
 )
-
-_DOT_SEGMENTS: Final = ("", ".", "..")
+from dss.base.names import has_dot_segment
 
 
 def check_name(name: str) -> None:
@@ -31,7 +29,7 @@ def check_name(name: str) -> None:
         raise Invalid(f"a lock's name is text that UTF-8 can carry, not {name!r:.60}") from None
     if not 1 <= size <= NAME_BYTES_MAX:
         raise Invalid(f"a lock's name has 1 to {NAME_BYTES_MAX} bytes of UTF-8, not {size}")
-    if any(part in _DOT_SEGMENTS for part in name.split("/")):
+    if has_dot_segment(name):
         raise Invalid(
             f"a lock's name has no empty, '.' or '..' part between slashes, as {name!r:.60} has"
         )

@@ -32,6 +32,7 @@ from dss.base.limits import (
     TOKEN_MAX,
     WAIT_MS_MAX,
 )
+from dss.base.names import excess_size, has_dot_segment
 from dss.core.machine import CommandCodec
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=LABEL_CHARS_MAX)]
@@ -51,23 +52,16 @@ Limit = Annotated[int, Meta(ge=0, le=SEMAPHORE_PERMITS_MAX)]
 Priority = Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
 Mode = Literal["exclusive", "shared", "semaphore"]
 
-ASCII_CHARS_SAFE: Final = NAME_BYTES_MAX // 4
-"""A name this short cannot be longer than NAME_BYTES_MAX in UTF-8."""
-
 
 def check_name(name: str) -> None:
     """The part of the name rule that a length bound cannot say. Raises ValueError.
 
     1..256 bytes of UTF-8; none of its `/`-separated segments is empty, `.` or `..`.
     """
-    if len(name) > ASCII_CHARS_SAFE:
-        size = len(name.encode("utf-8", "surrogatepass"))
-        if size > NAME_BYTES_MAX:
-            raise ValueError(f"a name has at most {NAME_BYTES_MAX} bytes, this one {size}")
-    if "/" in name or name[0] == ".":
-        for segment in name.split("/"):
-            if segment in ("", ".", ".."):
-                raise ValueError(f"a name has no empty, '.' or '..' segment: {name!r}")
+    if size := excess_size(name):
+        raise ValueError(f"a name has at most {NAME_BYTES_MAX} bytes, this one {size}")
+    if has_dot_segment(name):
+        raise ValueError(f"a name has no empty, '.' or '..' segment: {name!r}")
 
 
 def check_semaphore(mode: str, permits: int, limit: int) -> None:
