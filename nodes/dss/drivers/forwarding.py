@@ -2,9 +2,9 @@
 
 A batch for a leader elsewhere travels as the client's own bytes in one cast; its answers come
 back in casts, and so do the places of those of its requests that wait in the machine: this node
-can answer them by itself, whatever becomes of the leader (waits.py). While no leader is known a
-batch is held for one election timeout, then answered 503 `no_quorum`. A hop guard slows
-down loops between nodes that disagree about the leader.
+can answer them by itself, whatever becomes of the leader (waits.py). While no leader is known, or
+it does not hear this node (echo.py), a batch is held for one election timeout, then answered 503
+`no_quorum`. A hop guard slows down loops between nodes that disagree about the leader.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 from dss.base import limits
 from dss.base.errors import Indeterminate, Invalid
 from dss.core.machine import strip_array_header
+from dss.drivers.echo import Echoes
 from dss.drivers.group import NULL_SINK, Flight
 from dss.drivers.ports import Sink
 from dss.drivers.waits import Place, Relay
@@ -143,6 +144,9 @@ class Forwarder:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.forwarded = 0
+        self._echoes = Echoes(
+            links, host.loop, allowed_ms=hold_ms, owes=self._owes, changed=self._hearing_changed
+        )
         links.on_cast("raft.forward", self._on_forward)
         links.on_cast("raft.answers", self._on_answers)
         links.on_link(self._on_link)
@@ -178,9 +182,37 @@ class Forwarder:
                 self._hold(batch)
                 self._host.loop.call_later(HOP_PAUSE_S, self._release, batch.group)
                 return
-            self._forward(batch, leader)
+            if self._echoes.hears(leader):
+                self._forward(batch, leader)
+            else:
+                self._hold(batch)
+                self._echoes.watch(leader)
         else:
             self._hold(batch)
+
+    def hears(self, leader: str) -> bool:
+        """Whether nothing says that `leader` does not hear this node."""
+        return self._echoes.hears(leader)
+
+    def _owes(self, leader: str) -> bool:
+        """Whether `leader` has requests of this node unanswered, or shall have some."""
+        return any(
+            out.waiting and out.leader == leader for out in reversed(self._outgoing.values())
+        ) or any(self._host.leader_of(group) == leader for group in self._held)
+
+    def _hearing_changed(self, node_id: str, hears: bool) -> None:
+        if hears:
+            self._release_for(node_id)
+        else:
+            self._lose_all(node_id, "it does not hear this node any more")
+
+    def _release_for(self, leader: str) -> None:
+        for group in [g for g in self._held if self._host.leader_of(g) == leader]:
+            self._release(group)
+
+    def _lose_all(self, leader: str, reason: str) -> None:
+        for forward_id in [fid for fid, out in self._outgoing.items() if out.leader == leader]:
+            self._lose(forward_id, reason)
 
     def _forward(self, batch: _Batch, leader: str) -> None:
         forward_id = self._next_id
@@ -194,6 +226,7 @@ class Forwarder:
         )
         if self._sweep_timer is None:
             self._sweep_timer = self._host.loop.call_later(SWEEP_EVERY_S, self._sweep)
+        self._echoes.watch(leader)
         self.forwarded += 1
         header = b"\xdd" + len(batch.rids).to_bytes(4, "big")
         body = Forward(forward_id, batch.group, batch.hops + 1, header + batch.items)
@@ -326,6 +359,7 @@ class Forwarder:
     def close(self) -> None:
         """The node ends: answer everything held or forwarded, and refuse what still comes."""
         self._closed = True
+        self._echoes.close()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None
@@ -359,13 +393,11 @@ class Forwarder:
         out.sink.flush()
 
     def _on_link(self, node_id: str, up: bool, reason: str) -> None:
+        self._echoes.link_changed(node_id)
         if up:
-            for group in [g for g in self._held if self._host.leader_of(g) == node_id]:
-                self._release(group)
-            return
-        lost = [fid for fid, out in self._outgoing.items() if out.leader == node_id]
-        for forward_id in lost:
-            self._lose(forward_id, f"the link broke ({reason})")
+            self._release_for(node_id)
+        else:
+            self._lose_all(node_id, f"the link broke ({reason})")
 
     def _on_forward(self, peer: Peer, body: bytes) -> None:
         forward = _forward.decode(body)

@@ -385,6 +385,8 @@ class Host:
             reason = f"no leader with a quorum is known for group {group}"
         elif self.links.peer(leader) is None:
             reason = f"{leader} led group {group} when last heard, and cannot be reached"
+        elif not self.forwarder.hears(leader):
+            reason = f"{leader} leads group {group}, and does not hear this node"
         else:
             reason = f"{leader} is said to lead group {group}, and does not take requests yet"
         return NoQuorum(

@@ -83,6 +83,7 @@ class _Link(asyncio.Protocol):
         self.outbox: list[Message] = []
         self.buffer = bytearray()
         self.greeted = False
+        self.frames = 0
         self.established: asyncio.Future[None] = links.loop.create_future()
         self.closed: asyncio.Future[None] = links.loop.create_future()
         self.reason = "connection closed"
@@ -417,6 +418,18 @@ class Links:
         link = self._up.get(node_id)
         return link.peer if link is not None else None
 
+    def frames_from(self, node_id: str) -> int:
+        """How many have come over the present link; 0 without one."""
+        link = self._up.get(node_id)
+        return link.frames if link is not None else 0
+
+    def unsent_bytes(self, node_id: str) -> int:
+        """What waits here for the kernel to take it."""
+        link = self._up.get(node_id)
+        if link is None or link.transport is None:
+            return 0
+        return link.transport.get_write_buffer_size()
+
     def links(self) -> dict[str, dict[str, Any]]:
         now = time.monotonic()
         return {
@@ -491,6 +504,7 @@ class Links:
         peer = link.peer
         assert peer is not None
         self.frames_received += 1
+        link.frames += 1
         raft: list[RaftMessage] = []
         for message in messages:
             if isinstance(message, Call):

@@ -7,7 +7,7 @@ import pytest
 from driver_world import Sink, until
 
 from dss.base import limits
-from dss.base.errors import NoQuorum
+from dss.base.errors import NoQuorum, RemoteError
 from dss.core.machine import Wake, join_items
 from dss.drivers import forwarding
 from dss.drivers.forwarding import Answers, Forward, Forwarder
@@ -28,6 +28,27 @@ class FakeLinks:
         self.casts = []
         self.cast_handlers = {}
         self.listeners = []
+        self.frames = {}
+        self.unsent = 0
+        self.echoes = []
+        self.one_way = False
+
+    def on_call(self, method, handler):
+        assert method == "link.echo"
+
+    def call(self, node_id, method, body, timeout_ms):
+        assert method == "link.echo"
+        self.echoes.append(asyncio.get_running_loop().create_future())
+        if not self.one_way:
+            self.echoes[-1].set_result(b"")
+        return self.echoes[-1]
+
+    def frames_from(self, node_id):
+        self.frames[node_id] = self.frames.get(node_id, 0) + 1  # it is heard all the while
+        return self.frames[node_id]
+
+    def unsent_bytes(self, node_id):
+        return self.unsent
 
     def on_cast(self, method, handler):
         self.cast_handlers[method] = handler
@@ -429,6 +450,118 @@ def test_node_ends__held_and_later_requests_hear_503():
         assert world.sink.statuses == {1: 503, 2: 503}
         await asyncio.sleep(HOLD_MS / 1000 + 0.02)
         assert len(world.sink.answers) == 2
+
+    run(scenario)
+
+
+# --- a link that carries one way only -------------------------------------------------------
+
+
+def test_leader_is_heard_and_brings_no_echo__indeterminate_soon_and_then_503():
+    async def scenario(world):
+        world.links.one_way = True
+        started = world.host.loop.time()
+        world.forwarded(1)
+        await until(lambda: world.sink.answers)
+        assert HOLD_MS <= (world.host.loop.time() - started) * 1000 + 1 < HOLD_MS + 300
+        assert world.sink.statuses == {1: 504}
+        world.submit(2)
+        assert len(world.links.forwards()) == 1, "sent to a leader that does not hear"
+        await until(lambda: len(world.sink.answers) == 2)
+        assert world.sink.statuses[2] == 503
+        assert not world.forwarder.busy
+
+    run(scenario)
+
+
+def test_leader_hears_again__what_is_held_goes_to_it():
+    async def scenario(world):
+        world.links.one_way = True
+        world.forwarded(1)
+        await until(lambda: world.sink.answers)
+        world.submit(2)
+        world.links.echoes[-1].set_result(b"")
+        await until(lambda: len(world.links.forwards()) == 2)
+        world.answer("l", 2, (2, 200, "b"))
+        assert world.sink.statuses == {1: 504, 2: 200}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_leader_is_slow_and_echoes__the_request_is_not_given_up(old):
+    """An older node answers that it does not know the question: it hears."""
+
+    async def scenario(world):
+        world.links.one_way = True
+        forward = world.forwarded(1)
+        for _ in range(3):
+            seen = len(world.links.echoes)
+            await until(lambda seen=seen: len(world.links.echoes) > seen)
+            if old:
+                error = RemoteError(503, {"code": "unavailable", "message": "does not serve"})
+                world.links.echoes[-1].set_exception(error)
+            else:
+                world.links.echoes[-1].set_result(b"")
+        await asyncio.sleep(0.8 * HOLD_MS / 1000)
+        assert not world.sink.answers
+        world.answer("l", forward.forward_id, (1, 200, "a"))
+        assert world.sink.statuses == {1: 200}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("why", ["silent", "unsent"])
+def test_leader_is_silent_or_slow_to_take_bytes__not_this_rules_matter(why):
+    async def scenario(world):
+        world.links.one_way = True
+        if why == "silent":
+            world.links.frames_from = lambda node_id: 7
+        else:
+            world.links.unsent = 1
+        world.forwarded(1)
+        await asyncio.sleep(3 * HOLD_MS / 1000)
+        assert world.links.echoes
+        assert not world.sink.answers
+        world.forwarder.close()
+
+    run(scenario)
+
+
+def test_request_waits_at_a_leader_that_hears_no_more__it_goes_on_waiting():
+    async def scenario(world):
+        world.links.one_way = True
+        forward = world.forwarded(1, 2)
+        world.answer("l", forward.forward_id, placed=[(2, 40, 1)])
+        await until(lambda: world.sink.answers)
+        assert world.sink.statuses == {1: 504}
+        world.woken(40, 1)
+        assert world.sink.statuses == {1: 504, 2: 200}
+
+    run(scenario)
+
+
+def test_new_link_to_a_leader_that_did_not_hear__requests_go_to_it():
+    async def scenario(world):
+        world.links.one_way = True
+        world.forwarded(1)
+        await until(lambda: world.sink.answers)
+        world.submit(2)
+        world.links.down("l")
+        world.links.up("l")
+        assert len(world.links.forwards()) == 2
+        world.forwarder.close()
+
+    run(scenario)
+
+
+def test_everything_is_answered__no_echo_is_asked_for():
+    async def scenario(world):
+        forward = world.forwarded(1)
+        world.answer("l", forward.forward_id, (1, 200, "a"))
+        await asyncio.sleep(2 * HOLD_MS / 1000)
+        assert not world.links.echoes
+        assert world.forwarder._echoes._timer is None
 
     run(scenario)
 
