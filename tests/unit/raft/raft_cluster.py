@@ -15,7 +15,7 @@ import msgspec
 from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
 from dss.core.raft.log import SnapshotMeta
-from dss.core.raft.membership import decode
+from dss.core.raft.membership import changed
 from dss.core.raft.raft import Raft
 from dss.core.raft.settings import RaftSettings
 
@@ -137,8 +137,8 @@ class Node:
                 self.cluster.note_applied(self, entry)
                 if entry.kind == msg.COMMAND:
                     self.machine.append(entry.payload)
-                elif entry.kind == msg.CONFIGURATION:
-                    self.applied_configuration = decode(entry.payload)
+                elif entry.kind in (msg.CONFIGURATION, msg.LEVEL):
+                    self.applied_configuration = changed(self.applied_configuration, entry)
             self.cluster.later.append((self, fx.Applied(effect.entries[-1].index)))
         elif isinstance(effect, fx.SendSnapshot):
             self.send_chunk(effect)

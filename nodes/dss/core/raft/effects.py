@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL
 from dss.core.raft.messages import Configuration, Entry, Member, RaftMessage, SnapshotChunk
 
 # --- events -------------------------------------------------------------------------------
@@ -73,6 +74,21 @@ class ChangeMembers(msgspec.Struct, frozen=True, gc=False):
     ref: int
     member: Member
     remove: bool = False
+    feature_level: int = BASE_LEVEL
+    """What a member to add supports: below the group's level it is refused."""
+
+
+class RaiseLevel(msgspec.Struct, frozen=True, gc=False):
+    """Raise the group's feature level to `level`, which each of `members` supports and is there.
+
+    Answered in the same step: ChangeProposed or ChangeRefused. Members that the embedder has not
+    asked (the group has changed meanwhile) make it refused. From where the entry is applied on the
+    machines behave at `level`, whoever leads then.
+    """
+
+    ref: int
+    level: int
+    members: tuple[Member, ...]
 
 
 class Backoff(msgspec.Struct, frozen=True, gc=False):
@@ -124,6 +140,7 @@ Event = (
     | Applied
     | Transfer
     | ChangeMembers
+    | RaiseLevel
     | Backoff
     | Rouse
     | LinkChanged
@@ -212,7 +229,8 @@ class ChangeRefused(msgspec.Struct, frozen=True, gc=False):
 
 
 class MembersChanged(msgspec.Struct, frozen=True):
-    """From now on these are the members, as the log stands (a truncation may undo it)."""
+    """From now on these are the members, and the level, as the log stands (a truncation may undo
+    it). The embedder must not go on with a level that it does not support."""
 
     configuration: Configuration
 

@@ -71,7 +71,7 @@ class Leadership(Replication):
         log.append(entry)
         raft.unwritten.append(entry)
         self._send_dirty = True
-        if kind == msg.CONFIGURATION:
+        if kind in (msg.CONFIGURATION, msg.LEVEL):
             raft.reconfigure(entry)
         return index
 
@@ -119,7 +119,7 @@ class Leadership(Replication):
     def on_change_members(self, event: fx.ChangeMembers) -> None:
         raft, member = self._raft, event.member
         configuration = raft.membership.configuration
-        code = self._why_not_remove(member) if event.remove else self._why_not_add(member)
+        code = self._why_not_remove(member) if event.remove else self._why_not_add(event)
         code = code or self._why_no_change()
         if code:
             raft.emit(fx.ChangeRefused(event.ref, code, raft.leader))
@@ -129,6 +129,22 @@ class Leadership(Replication):
         else:
             configuration = members.with_learner(configuration, member)
         raft.emit(fx.ChangeProposed(event.ref, self._reconfigure(configuration)))
+
+    def on_raise_level(self, event: fx.RaiseLevel) -> None:
+        """One change at a time: no member can come or go between the question and the entry."""
+        raft = self._raft
+        configuration = raft.membership.configuration
+        code = self._why_no_change()
+        if not code and event.members != configuration.voters + configuration.learners:
+            code = "other_members"
+        if not code and event.level <= configuration.feature_level:
+            code = "already_raised"
+        if code:
+            raft.emit(fx.ChangeRefused(event.ref, code, raft.leader))
+            return
+        payload = members.encode_level(event.level)
+        index = self._append(msg.LEVEL, payload, self.log_ms(raft.now_ms))
+        raft.emit(fx.ChangeProposed(event.ref, index))
 
     def _reconfigure(self, configuration: Configuration) -> int:
         payload = members.encode(configuration)
@@ -144,10 +160,12 @@ class Leadership(Replication):
             return "not_ready"
         return "change_under_way" if raft.commit_index < raft.membership.index else ""
 
-    def _why_not_add(self, member: msg.Member) -> str:
-        known = self._raft.membership.members.get(member.node_id)
+    def _why_not_add(self, event: fx.ChangeMembers) -> str:
+        member, membership = event.member, self._raft.membership
+        known = membership.members.get(member.node_id)
         if known is None:
-            return ""
+            low = event.feature_level < membership.configuration.feature_level
+            return "feature_level" if low else ""
         return "already_member" if known == member else "other_incarnation"
 
     def _why_not_remove(self, member: msg.Member) -> str:

@@ -1,8 +1,10 @@
 """Who belongs to a group, as its log says: the newest configuration entry counts once appended.
 
-The configurations behind it are kept, because a truncation brings the former one back. A member
-is an id *and* the incarnation of its data directory: a process that finds its id listed with
-another incarnation is no member (its disk was lost), and neither campaigns nor counts itself.
+A level entry is one too: the same members, another feature level (the machine's changes when it
+is applied). The configurations behind it are kept, because a truncation brings the former one
+back. A member is an id *and* the incarnation of its data directory: a process that finds its id
+listed with another incarnation is no member (its disk was lost), and neither campaigns nor counts
+itself.
 
 What must not live here: when a change may be made (leadership.py). Source: Raft thesis §4.1;
 learners: §4.2.1.
@@ -13,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
-from dss.core.raft.messages import CONFIGURATION, Configuration, Entry, Member
+from dss.core.raft.messages import CONFIGURATION, LEVEL, Configuration, Entry, Member
 
 _decoder = msgspec.msgpack.Decoder(Configuration)
+_level_decoder = msgspec.msgpack.Decoder(tuple[int])
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -60,9 +64,9 @@ class Membership:
 
     def append(self, entries: Sequence[Entry]) -> bool:
         """Entries were appended. True: the members are others now."""
-        found = [entry for entry in entries if entry.kind == CONFIGURATION]
+        found = [entry for entry in entries if entry.kind in (CONFIGURATION, LEVEL)]
         for entry in found:
-            self._history.append((entry.index, decode(entry.payload)))
+            self._history.append((entry.index, changed(self._history[-1][1], entry)))
         if found:
             self._use()
         return bool(found)
@@ -98,21 +102,38 @@ def decode(payload: bytes) -> Configuration:
     return _decoder.decode(payload)
 
 
+def encode_level(level: int) -> bytes:
+    """The payload of a LEVEL entry: an array, for what may be said beside the level one day."""
+    return _encoder.encode((level,))
+
+
+def changed(configuration: Configuration, entry: Entry) -> Configuration:
+    """What a CONFIGURATION or LEVEL entry makes of the one before it."""
+    if entry.kind == CONFIGURATION:
+        return decode(entry.payload)
+    (level,) = _level_decoder.decode(entry.payload)
+    return replace(configuration, feature_level=level)
+
+
 def with_learner(configuration: Configuration, member: Member) -> Configuration:
-    return Configuration(configuration.voters, _sorted([*configuration.learners, member]))
+    return replace(configuration, learners=_sorted([*configuration.learners, member]))
 
 
 def promoted(configuration: Configuration, node_id: str) -> Configuration:
     """The learner `node_id` as a voter."""
     (member,) = (m for m in configuration.learners if m.node_id == node_id)
-    return Configuration(
-        _sorted([*configuration.voters, member]), _without(configuration.learners, node_id)
+    return replace(
+        configuration,
+        voters=_sorted([*configuration.voters, member]),
+        learners=_without(configuration.learners, node_id),
     )
 
 
 def without(configuration: Configuration, node_id: str) -> Configuration:
-    return Configuration(
-        _without(configuration.voters, node_id), _without(configuration.learners, node_id)
+    return replace(
+        configuration,
+        voters=_without(configuration.voters, node_id),
+        learners=_without(configuration.learners, node_id),
     )
 
 

@@ -11,9 +11,13 @@ from typing import Final
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL
+
 NOOP: Final = 0
 COMMAND: Final = 1
 CONFIGURATION: Final = 2
+LEVEL: Final = 3
+"""Raises the group's feature level; the members stay. Any other kind is of a newer release."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -34,10 +38,11 @@ class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
-    """Who belongs to a group. Members are sorted by node_id."""
+    """Who belongs to a group, and at which feature level. Members are sorted by node_id."""
 
     voters: tuple[Member, ...]
     learners: tuple[Member, ...] = ()
+    feature_level: int = BASE_LEVEL
 
 
 class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

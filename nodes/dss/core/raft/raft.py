@@ -57,6 +57,7 @@ class Raft(Following):
             fx.Applied: self._on_applied,
             fx.Transfer: self._on_transfer,
             fx.ChangeMembers: self._on_change_members,
+            fx.RaiseLevel: self._on_raise_level,
             fx.Backoff: self._on_backoff,
             fx.Rouse: self._on_rouse,
             fx.LinkChanged: self._on_link_changed,
@@ -307,6 +308,13 @@ class Raft(Following):
         self._rouse()
         if self._leading is not None:
             self._leading.on_change_members(event)
+        else:
+            self._out.append(fx.ChangeRefused(event.ref, "not_leader", self.leader))
+
+    def _on_raise_level(self, event: fx.RaiseLevel) -> None:
+        self._rouse()
+        if self._leading is not None:
+            self._leading.on_raise_level(event)
         else:
             self._out.append(fx.ChangeRefused(event.ref, "not_leader", self.leader))
 
