@@ -42,12 +42,19 @@ class Applying:
             sink.flush()
 
     def apply(self, group: Group) -> None:
+        """What is committed, up to about BATCH_ITEMS_MAX commands: the loop must turn now and then,
+        and the rest goes on in the next cycle."""
         if group.cutting:
             return  # snapshotting.py calls again
         entries, group.to_apply = group.to_apply, []
         machine = group.machine
         applied = False
-        for entry in entries:
+        pause_at = self.commands_applied + limits.BATCH_ITEMS_MAX
+        for position, entry in enumerate(entries):
+            if self.commands_applied >= pause_at:
+                group.to_apply = entries[position:]
+                self._engine.apply_later(group)
+                break
             if entry.index != group.applied_index + 1:
                 if entry.index <= group.applied_index:
                     continue  # a snapshot overtook it within this cycle
@@ -67,9 +74,9 @@ class Applying:
             group.entries_since_snapshot += 1
             group.applied_bytes += len(entry.payload)
             applied = True
+            self.entries_applied += 1
         if not applied:
             return
-        self.entries_applied += len(entries)
         group.inbox.append(fx.Applied(group.applied_index))
         if group.raft.commit_index > group.applied_index or group.raft.quiescent:
             # The core hands out a bounded number of entries at a time; and a resting group has no

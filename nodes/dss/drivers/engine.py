@@ -17,6 +17,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from dss.base import limits
 from dss.core.machine import Machine, join_items
 from dss.core.raft import effects as fx
@@ -187,6 +189,9 @@ class Engine:
         sink: Sink,
     ) -> None:
         """Join these commands to the entry that the next cycle appends."""
+        if len(rids) > limits.BATCH_ITEMS_MAX:
+            self._propose_cut(gid, rids, items, commands, sink)
+            return
         group = self.groups[gid]
         pending = group.pending
         if (
@@ -203,6 +208,20 @@ class Engine:
         flight.size += len(items)
         self.touch(group)
         self.hooks.wake()
+
+    def _propose_cut(
+        self, gid: int, rids: Sequence[int], items: bytes, commands: Sequence[Any], sink: Sink
+    ) -> None:
+        """One message with more commands than an entry may have; each item keeps its bytes."""
+        raws = msgspec.msgpack.decode(join_items(len(rids), [items]), type=list[msgspec.Raw])
+        for start in range(0, len(rids), limits.BATCH_ITEMS_MAX):
+            part = slice(start, start + limits.BATCH_ITEMS_MAX)
+            self.propose(gid, rids[part], b"".join(raws[part]), commands[part], sink)
+
+    def apply_later(self, group: Group) -> None:
+        """Go on with `group.to_apply` in the next cycle."""
+        self._to_apply.append(group)
+        self.touch(group)
 
     def read(self, gid: int, done: Callable[[str | None, bool], None]) -> None:
         """ReadIndex: done(leader, ok) once the machine of `gid` may be read (ok), or not."""

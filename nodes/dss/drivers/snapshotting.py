@@ -244,7 +244,7 @@ class Snapshotting:
         """Put a whole received snapshot in the machine's place; the core must hear the event."""
         # The core asks only for snapshots beyond its commit index.
         assert chunk.index > group.applied_index
-        assert not group.to_apply or group.cutting
+        assert not group.to_apply or chunk.index > group.to_apply[-1].index
         group.to_apply.clear()  # all of it is in the snapshot
         group.cutting = False
         self._engine.applying.end_flights(group)  # what became of them is inside the snapshot

@@ -3,6 +3,7 @@
 import random
 from collections import deque
 
+import msgspec
 import pytest
 from driver_world import Sink
 
@@ -200,6 +201,71 @@ def test_proposals_of_one_cycle__one_entry_applied_by_all_answered_once():
     assert second.statuses == {1: 200, 3: 200}
     assert len(first.answers) == first.flushed == 2
     assert all(node.machine.idents == [1, 2, 1, 3] for node in world.nodes.values())
+
+
+def test_message_with_more_commands_than_an_entry_may_have__cut_and_each_answered_once():
+    world = World()
+    leader = world.elect()
+    before = leader.group.raft.last_index
+    sink, other = Sink(), Sink()
+    leader.propose(other, 7)
+    leader.propose(sink, *range(4_096))
+    world.run(20)
+    assert sink.statuses == dict.fromkeys(range(4_096), 200)
+    assert len(sink.answers) == sink.flushed == 4_096
+    assert other.statuses == {7: 200}
+    sizes = [
+        len(msgspec.msgpack.decode(entry.payload))
+        for entry in leader.group.raft.log.slice(before + 1, leader.group.raft.last_index)
+    ]
+    assert sizes == [1, 1_000, 1_000, 1_000, 1_000, 96]
+    assert all(node.machine.idents == [7, *range(4_096)] for node in world.nodes.values())
+
+
+def test_much_is_committed_at_once__a_cycle_applies_a_bounded_part_of_it():
+    world = World()
+    leader = world.elect()
+    slow = next(node for node in world.nodes.values() if node is not leader)
+    world.cut = {slow.name}
+    for start in range(0, 6_000, 600):
+        leader.propose(Sink(), *range(start, start + 600))
+        world.run(1)
+    applied = []
+    apply = slow.engine.applying.apply
+
+    def counted(group):
+        before = slow.engine.applying.commands_applied
+        apply(group)
+        applied.append(slow.engine.applying.commands_applied - before)
+
+    slow.engine.applying.apply = counted
+    world.cut = set()
+    world.run(200)
+    assert slow.machine.idents == list(range(6_000))
+    assert max(applied) == 1_200, "two entries: the first that reaches the bound is the last"
+    assert slow.engine.applying.entries_applied == slow.group.applied_index
+
+
+def test_snapshot_comes_while_something_is_left_to_apply__it_stands_for_that_too():
+    world = World(snapshot_every=20)
+    leader = world.elect()
+    slow = next(node for node in world.nodes.values() if node is not leader)
+    group, engine = slow.group, slow.engine
+    for start in range(0, 40_000, 1_000):
+        leader.propose(Sink(), *range(start, start + 1_000))
+        world.run(1)
+        if start == 20_000:
+            engine.applying.apply = lambda group: None  # it lags, as a busy machine's loop would
+            world.run(1)
+            world.cut = {slow.name}
+    assert group.to_apply
+    del engine.applying.apply
+    leader.engine.reclaim()
+    world.cut = set()
+    world.run(300)
+    assert engine.snapshotting.installed == 1
+    assert not group.to_apply
+    assert slow.machine.idents == leader.machine.idents == list(range(40_000))
 
 
 def test_lone_voter__answers_only_after_its_sync():
