@@ -21,22 +21,9 @@ from typing import Any
 
 from fault_clients import NOT_SENT, UNKNOWN, HttpClient, LockClient, StreamClient
 from fault_cluster import FaultCluster
-from fault_history import (
-    BUSY,
-    GRANTED,
-    RELEASED,
-    SEMAPHORE_LIMIT,
-    Acquired,
-    Ended,
-    Read,
-    Released,
-    Verified,
-    What,
-    check,
-    tokens_increase,
-    unknown,
-)
+from fault_history import SEMAPHORE_LIMIT, check, tokens_increase, unknown
 
+from dss.testing import lockspec as spec
 from dss.testing.linearize import Operation
 
 KINDS = ("plain", "keyed", "stream", "plain", "keyed", "stream")
@@ -99,7 +86,7 @@ class Load:
         finally:
             client.close()
 
-    def note(self, name: str, began: float, ended: float, what: What) -> None:
+    def note(self, name: str, began: float, ended: float, what: spec.What) -> None:
         with self.lock:
             self.history[name].append(Operation(began, ended, what))
 
@@ -152,7 +139,7 @@ class _User:
             assert time.monotonic() - began < SETTLE_S, f"a session cannot be ended: {body}"
             time.sleep(0.05)
         for name in load.modes:
-            load.note(name, began, time.monotonic(), Ended(self.mine))
+            load.note(name, began, time.monotonic(), spec.EndOp(self.mine))
 
     def _once(self, op: str, name: str, args: dict[str, Any], key: str = "") -> tuple[int, Any]:
         url = self.chance.choice(self.load.urls)
@@ -178,40 +165,44 @@ class _User:
             args["wait_ms"] = wait_ms
         if mode == "semaphore":
             args |= {"permits": chance.choice((1, 1, 2)), "limit": SEMAPHORE_LIMIT}
-        permits = args.get("permits", 1)
         began = time.monotonic()
         status, body = self._ask("acquire", name, args)
         ended = time.monotonic()
         if status == 200:
             load.granted += 1
             token = int(body["token"])
-            load.note(name, began, ended, Acquired(self.mine, mode, permits, GRANTED, token))
+            load.note(name, began, ended, self._acquired(args, spec.GRANTED, token))
             if chance.random() < 0.3:
                 self._verify(name, token)
             return self._release(name, token)
         if status == 409:
-            load.note(name, began, ended, Acquired(self.mine, mode, permits, body["code"]))
-            assert body["code"] == BUSY, body
+            assert body["code"] == spec.BUSY, body
+            load.note(name, began, ended, self._acquired(args, spec.BUSY))
             if chance.random() < 0.3:
                 self._read(name)
             return True
         if status != UNKNOWN:
             return True  # nothing was done
-        load.note(name, began, math.inf, Acquired(self.mine, mode, permits, GRANTED))
+        load.note(name, began, math.inf, self._acquired(args, spec.GRANTED))
         return False
+
+    def _acquired(self, args: dict[str, Any], answer: str, token: int = 0) -> spec.AcquireOp:
+        permits, limit = args.get("permits", 1), args.get("limit", 0)
+        return spec.AcquireOp(self.mine, self.mine, args["mode"], answer, token, permits, limit)
 
     def _release(self, name: str, token: int) -> bool:
         began = time.monotonic()
         while True:
             status, body = self._ask("release", name, {"session": self.mine, "token": token})
             ended = time.monotonic()
-            if status in (200, 409):
-                answer = RELEASED if status == 200 else str(body["code"])
-                self.load.note(name, began, ended, Released(self.mine, token, answer))
+            released = spec.ReleaseOp(self.mine, self.mine, token, spec.DONE)
+            if status == 200:
+                self.load.note(name, began, ended, released)
                 return True
             if status == UNKNOWN:
-                self.load.note(name, began, math.inf, Released(self.mine, token))
+                self.load.note(name, began, math.inf, released)
                 return False
+            assert status != 409, f"{name} was lost before it was given back: {body}"
             assert ended - began < SETTLE_S, f"a lock cannot be given back: {body}"
             time.sleep(0.05)
 
@@ -242,13 +233,11 @@ class _User:
         began = time.monotonic()
         status, body = self._once("verify", name, {"token": token})
         if status == 200:
-            what = Verified(token, body["valid"], body["newest"] or 0)
+            what = spec.VerifyOp(token, body["valid"], own=True, newest=body["newest"] or 0)
             self.load.note(name, began, time.monotonic(), what)
 
     def _read(self, name: str) -> None:
         began = time.monotonic()
         status, body = self._once("get", name, {})
         if status == 200:
-            holders = tuple((h["session"], h["token"], h["permits"]) for h in body["holders"])
-            mode = body.get("mode") or ""
-            self.load.note(name, began, time.monotonic(), Read(mode, holders))
+            self.load.note(name, began, time.monotonic(), spec.read_op(body))

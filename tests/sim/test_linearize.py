@@ -179,6 +179,67 @@ def test_an_upgrade_beside_another_reader__is_not_linearizable():
     assert is_linearizable(spec.LockSpecification(), lost)
 
 
+def acquired(who: str, token: int, mode: str = "exclusive", permits: int = 1) -> spec.AcquireOp:
+    limit = 3 if mode == "semaphore" else 0
+    return spec.AcquireOp(who, who, mode, spec.GRANTED, token, permits, limit)
+
+
+def released(who: str, token: int) -> spec.ReleaseOp:
+    return spec.ReleaseOp(who, who, token, spec.DONE)
+
+
+BUSY = spec.AcquireOp("b", "b", "exclusive", spec.BUSY)
+FREE = spec.ReadOp("", ())
+WRONG: dict[str, list[spec.What]] = {
+    "a second exclusive holder": [acquired("a", 1), acquired("b", 2)],
+    "a writer beside a reader": [acquired("a", 1, "shared"), acquired("b", 2)],
+    "more permits than there are": [acquired("a", 1, "semaphore", 2),
+                                    acquired("b", 2, "semaphore", 2)],
+    "a holder of unknown token is overlooked": [acquired("a", 0), acquired("b", 2)],
+    "an older token": [acquired("a", 2), released("a", 2), acquired("b", 1)],
+    "the same token twice": [acquired("a", 1), released("a", 1), acquired("b", 1)],
+    "a token older than one that was read": [
+        acquired("a", 0), spec.ReadOp("exclusive", (("a", "a", 7, 1, 1),)),
+        released("a", 7), acquired("b", 6)],
+    "busy although free": [acquired("a", 1), released("a", 1), BUSY],
+    "read as free while held": [acquired("a", 1), FREE],
+    "read as held by another": [acquired("a", 1),
+                                spec.ReadOp("exclusive", (("b", "b", 1, 1, 1),))],
+    "a good token is refused": [acquired("a", 1), spec.VerifyOp(1, valid=False, own=True)],
+    "a released token is good": [acquired("a", 1), released("a", 1),
+                                 spec.VerifyOp(1, valid=True, own=True)],
+    "an older newest token": [acquired("a", 5), released("a", 5), acquired("a", 6),
+                              spec.VerifyOp(6, valid=True, own=True, newest=5)],
+    "an ended session is granted": [acquired("a", 1), spec.EndOp("a"), acquired("a", 2)],
+    "a session's end is forgotten": [acquired("a", 1), spec.EndOp("a"), BUSY],
+    "given back with another's token": [acquired("a", 1), released("a", 2)],
+    "given back by an ended session": [acquired("a", 1), spec.EndOp("a"), released("a", 1)],
+    "an answer that there is not": [acquired("a", 1),
+                                    spec.ReleaseOp("a", "a", 1, "unheard_of")],
+}  # fmt: skip
+"""What each shows, one operation after the other; without its last one, each is right."""
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("what", WRONG)
+def test_planted_wrong_histories__are_refused_in_the_simulator_and_for_real_nodes(
+    what: str, reentrant: bool
+):
+    lock = spec.LockSpecification(reentrant=reentrant)
+    history = [Operation(at, at + 0.5, each) for at, each in enumerate(WRONG[what])]
+    assert not is_linearizable(lock, history)
+    assert is_linearizable(lock, history[:-1])
+
+
+def test_a_second_grant_to_the_holder__is_right_only_where_locks_are_reentrant():
+    again = [acquired("a", 1), acquired("a", 1), released("a", 1), released("a", 1), FREE]
+    history = [Operation(at, at + 0.5, each) for at, each in enumerate(again)]
+    assert is_linearizable(spec.LockSpecification(), history)
+    assert not is_linearizable(spec.LockSpecification(reentrant=False), history[:2])
+    other = [history[0], Operation(1, 1.5, acquired("a", 2))]
+    assert not is_linearizable(spec.LockSpecification(), other)
+
+
 def test_histories_of_a_lock__are_accepted():
     for seed in range(300):
         rng = random.Random(seed)

@@ -191,10 +191,4 @@ def _token(effect: Effect, body: Any) -> int:
 def _seen(command: GetLock | VerifyToken, body: Any) -> spec.What:
     if isinstance(command, VerifyToken):
         return spec.VerifyOp(command.token, body["valid"])
-    holders = tuple(
-        sorted(
-            (h["session"], h["owner"], h["token"], h["count"], h["permits"])
-            for h in body["holders"]
-        )
-    )
-    return spec.ReadOp(body.get("mode", ""), holders)
+    return spec.read_op(body)

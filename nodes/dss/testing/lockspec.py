@@ -2,13 +2,14 @@
 
 The end of a session is an operation of every lock that it used; a request for several locks is one
 operation of each. A holder whose token nobody heard (its acquire's outcome is unknown) has the
-token 0 here, which matches any. What must not live here: lines and waits, which lockrules.py
-checks in the order of the log.
+token 0 here, which matches any. Every grant's token is larger than all that were heard of before.
+Both the simulator and the tests of real nodes under faults (tests/processes) judge by it.
+What must not live here: lines and waits, which lockrules.py checks in the order of the log.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -17,12 +18,16 @@ Mine = tuple[str, str, int, int, int]
 
 
 class State(NamedTuple):
-    """`holders` in order; `ended`: sessions. `mode` and `limit` mean nothing without a holder."""
+    """`holders` in order; `ended`: sessions; `newest`: the largest token that was heard of.
+
+    Without a holder, `mode` is "" and `limit` 0.
+    """
 
     mode: str
     limit: int
     holders: tuple[Mine, ...]
     ended: frozenset[str]
+    newest: int = 0
 
 
 GRANTED: Final = "granted"
@@ -84,10 +89,16 @@ class ReadOp(msgspec.Struct, frozen=True):
 
 
 class VerifyOp(msgspec.Struct, frozen=True):
-    """Somebody asked whether a token is good."""
+    """Somebody asked whether a token is good.
+
+    `own`: it was granted to who asks, so that a holder of unknown token is another one.
+    `newest`: the lock's largest token, by this answer.
+    """
 
     token: int
     valid: bool
+    own: bool = False
+    newest: int | None = None
 
 
 class LossOp(msgspec.Struct, frozen=True):
@@ -109,7 +120,14 @@ What = Named | ReadOp | VerifyOp | LossOp | EndOp
 
 
 class LockSpecification:
-    """Implements linearize.Specification."""
+    """Implements linearize.Specification.
+
+    Args:
+        reentrant: a holder may be granted the lock once more, under its token.
+    """
+
+    def __init__(self, *, reentrant: bool = True) -> None:
+        self._reentrant = reentrant
 
     def initial(self) -> State:
         return State("", 0, (), frozenset())
@@ -117,17 +135,15 @@ class LockSpecification:
     def step(self, state: State, what: What) -> State | None:
         if isinstance(what, EndOp):
             left = tuple(hold for hold in state.holders if hold[0] != what.session)
-            return state._replace(holders=left, ended=state.ended | {what.session})
+            return _held(state._replace(ended=state.ended | {what.session}), left)
         if isinstance(what, ReadOp):
             return self._read(state, what)
         if isinstance(what, VerifyOp):
-            known = any(hold[2] == what.token for hold in state.holders)
-            maybe = any(hold[2] == 0 for hold in state.holders)
-            return state if known == what.valid or maybe else None
+            return self._verify(state, what)
         mine = next((h for h in state.holders if h[0] == what.session and h[1] == what.owner), None)
         if isinstance(what, LossOp):
             holds = mine is not None and _same(mine[2], what.token)
-            return state._replace(holders=_replaced(state.holders, mine, None)) if holds else None
+            return _held(state, _replaced(state.holders, mine, None)) if holds else None
         if what.answer == EXPIRED:
             return state if what.session in state.ended else None
         if what.session in state.ended:
@@ -139,27 +155,34 @@ class LockSpecification:
             return state if mine is None or mine[2] != what.token else None
         if mine is None or not _same(mine[2], what.token):
             return None
+        if isinstance(what, UpgradeOp):
+            return self._upgrade(state, what, mine)
+        if what.answer != DONE:
+            return None
         if isinstance(what, ReleaseOp):
             token, count = what.token, mine[3] - 1
             less = (mine[0], mine[1], token, count, mine[4]) if count else None
-            return state._replace(holders=_replaced(state.holders, mine, less))
-        if isinstance(what, UpgradeOp):
-            return self._upgrade(state, what, mine)
+            return _held(state, _replaced(state.holders, mine, less))
         return None if state.mode == "semaphore" else state._replace(mode="shared")
 
     def _acquire(self, state: State, what: AcquireOp, mine: Mine | None) -> State | None:
         if what.answer == BUSY:
             return state if mine is None and (what.lines or state.holders) else None
+        if what.answer != GRANTED:
+            return None
         if mine is not None:
             alike = (state.mode, mine[4]) == (what.mode, what.permits)
-            if not alike or not _same(mine[2], what.token):
+            if not self._reentrant or not alike or not _same(mine[2], what.token):
                 return None
             again = (mine[0], mine[1], mine[2] or what.token, mine[3] + 1, mine[4])
-            return state._replace(holders=_replaced(state.holders, mine, again))
+            return _held(state, _replaced(state.holders, mine, again))
         if state.holders and not self._fits(state, what):
             return None
+        if what.token and what.token <= state.newest:
+            return None
         hold = (what.session, what.owner, what.token, 1, what.permits)
-        return State(what.mode, what.limit, tuple(sorted((*state.holders, hold))), state.ended)
+        mixed = state._replace(mode=what.mode, limit=what.limit)
+        return _held(mixed, tuple(sorted((*state.holders, hold))))
 
     @staticmethod
     def _fits(state: State, what: AcquireOp) -> bool:
@@ -174,12 +197,16 @@ class LockSpecification:
     def _upgrade(state: State, what: UpgradeOp, mine: Mine) -> State | None:
         if what.answer == BUSY:
             return state if state.mode == "shared" and len(state.holders) > 1 else None
+        if what.answer != DONE:
+            return None
         if state.mode == "exclusive":
             return state if _same(what.token, what.after) else None
-        if state.mode != "shared" or len(state.holders) > 1 or what.after == what.token:
+        if state.mode != "shared" or len(state.holders) > 1:
+            return None
+        if what.after and what.after <= max(state.newest, what.token):
             return None
         up = (mine[0], mine[1], what.after, mine[3], mine[4])
-        return state._replace(mode="exclusive", holders=(up,))
+        return _held(state._replace(mode="exclusive"), (up,))
 
     @staticmethod
     def _read(state: State, what: ReadOp) -> State | None:
@@ -189,7 +216,30 @@ class LockSpecification:
         for mine, theirs in zip(state.holders, seen, strict=True):
             if mine[:2] != theirs[:2] or mine[3:] != theirs[3:] or not _same(mine[2], theirs[2]):
                 return None
-        return state._replace(holders=seen)
+        return _held(state, seen)
+
+    @staticmethod
+    def _verify(state: State, what: VerifyOp) -> State | None:
+        if what.newest is not None and what.newest < state.newest:
+            return None
+        known = any(hold[2] == what.token for hold in state.holders)
+        maybe = not what.own and any(hold[2] == 0 for hold in state.holders)
+        return state if known == what.valid or maybe else None
+
+
+def read_op(body: dict[str, Any]) -> ReadOp:
+    """By the answer to GetLock."""
+    holders = ((h["session"], h["owner"], h["token"], h["count"], h["permits"])
+               for h in body["holders"])  # fmt: skip
+    return ReadOp(body.get("mode") or "", tuple(sorted(holders)))
+
+
+def _held(state: State, holders: tuple[Mine, ...]) -> State:
+    """By these, whose tokens are heard of by now."""
+    if not holders:
+        return State("", 0, (), state.ended, state.newest)
+    newest = max(state.newest, *(hold[2] for hold in holders))
+    return state._replace(holders=holders, newest=newest)
 
 
 def _same(one: int, other: int) -> bool:
