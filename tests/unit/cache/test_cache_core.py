@@ -43,6 +43,19 @@ def grant(request: int, txn: int, state: State, version: int = 7, boot: str = "a
     )
 
 
+def home_node() -> CacheNode:
+    """One node that is every key's home."""
+    return CacheNode(
+        "a",
+        "a1",
+        home_of=lambda key: "a",
+        slot_of=lambda key: 0,
+        lease_ms=LEASE_MS,
+        capacity_bytes=1_000,
+        started_ms=0,
+    )
+
+
 def test_tables__every_state_answers_invalidate_and_every_open_phase_an_answer() -> None:
     for state in State:
         for event in (ms.Invalidate, ms.Downgrade, fx.Read, fx.Write):
@@ -54,15 +67,7 @@ def test_tables__every_state_answers_invalidate_and_every_open_phase_an_answer()
 
 
 def test_impossible_event__raises_with_the_story() -> None:
-    node = CacheNode(
-        "a",
-        "a1",
-        home_of=lambda key: "a",
-        slot_of=lambda key: 0,
-        lease_ms=LEASE_MS,
-        capacity_bytes=1_000,
-        started_ms=0,
-    )
+    node = home_node()
     node.step([fx.Claimed({0: 0})], 0)
     node.story.append("something notable")
     (effect,) = node.step([fx.Read(1, "k")], 5_000)
@@ -150,15 +155,7 @@ def test_answer_to_an_earlier_process__not_taken_for_an_equal_request_id() -> No
 
 
 def test_requester_restarts__its_queued_requests_are_dropped_at_the_home() -> None:
-    home = CacheNode(
-        "a",
-        "a1",
-        home_of=lambda key: "a",
-        slot_of=lambda key: 0,
-        lease_ms=LEASE_MS,
-        capacity_bytes=1_000,
-        started_ms=0,
-    )
+    home = home_node()
     home.step([fx.Claimed({0: 0}), fx.LinkUp("b", "b0")], 0)
     (read,) = home.step([fx.Read(1, "k")], 5_000)
     assert isinstance(read, fx.ReadMemory)
@@ -256,15 +253,7 @@ def test_paused_while_a_read_waits__asks_first_and_does_not_blame_the_home() -> 
 
 
 def test_write_of_unknown_outcome__504_and_no_read_until_resolved() -> None:
-    node = CacheNode(
-        "a",
-        "a1",
-        home_of=lambda key: "a",
-        slot_of=lambda key: 0,
-        lease_ms=LEASE_MS,
-        capacity_bytes=1_000,
-        started_ms=0,
-    )
+    node = home_node()
     node.step([fx.Claimed({0: 41})], 0)
     (write,) = node.step([fx.Write(1, "k", ms.PUT, b"w")], 5_000)
     assert isinstance(write, fx.WriteMemory)

@@ -425,12 +425,17 @@ def test_lock_explain_history_break__what_the_nodes_say(
         assert json.loads(capsys.readouterr().out)["name"] == "a/b"
 
 
+def ask_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait is asked for in pieces of 0.3 s."""
+    monkeypatch.setattr("dss.cli.taking.WAIT_MS_MAX", 300)
+    monkeypatch.setattr("dss.cli.taking._ASK_AGAIN_S", 0.1)
+
+
 def test_long_acquire__asks_again_in_time_and_keeps_one_grant(
     serve: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The node answers 200 twice: it was granted between the two questions."""
-    monkeypatch.setattr("dss.cli.taking.WAIT_MS_MAX", 300)
-    monkeypatch.setattr("dss.cli.taking._ASK_AGAIN_S", 0.1)
+    ask_often(monkeypatch)
     asked: list[Any] = []
 
     def acquire(body: Any) -> Reply:
@@ -454,8 +459,7 @@ def test_long_acquire__asks_again_in_time_and_keeps_one_grant(
 def test_long_acquire__the_refusal_that_counts_is_said(
     serve: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dss.cli.taking.WAIT_MS_MAX", 300)
-    monkeypatch.setattr("dss.cli.taking._ASK_AGAIN_S", 0.1)
+    ask_often(monkeypatch)
     asked: list[Any] = []
 
     def acquire(body: Any) -> Reply:

@@ -183,6 +183,14 @@ def behind_a_snapshot(log_tail_entries: int = 2, **settings: object) -> tuple[Cl
     return cluster, leader, cluster["n3"]
 
 
+def until_it_is_sent(cluster: Cluster, leader: Node) -> None:
+    """The leader has begun to send a snapshot; nobody has got anything of it."""
+    while not of(leader.effects, fx.SendSnapshot):
+        cluster.tick(10)
+        if cluster.wire:
+            cluster.deliver(*cluster.wire.pop(0))
+
+
 def test_snapshot_taken__leaves_a_tail():
     _, leader, _ = behind_a_snapshot()
     assert leader.raft.log.base_index == 19
@@ -223,10 +231,7 @@ def test_follower_within_the_tail__needs_no_snapshot():
 
 def test_lost_chunk__is_repeated_after_a_stall():
     cluster, leader, behind = behind_a_snapshot()
-    while not of(leader.effects, fx.SendSnapshot):
-        cluster.tick(10)
-        if cluster.wire:
-            cluster.deliver(*cluster.wire.pop(0))
+    until_it_is_sent(cluster, leader)
     cluster.wire.clear()
     cluster.run(1_000)
     assert behind.machine == leader.machine
@@ -249,10 +254,7 @@ def test_repeated_chunk_answer__does_not_double_the_stream():
 
 def test_newer_snapshot_while_sending__the_one_under_way_is_finished():
     cluster, leader, behind = behind_a_snapshot()
-    while not of(leader.effects, fx.SendSnapshot):
-        cluster.tick(10)
-        if cluster.wire:
-            cluster.deliver(*cluster.wire.pop(0))
+    until_it_is_sent(cluster, leader)
     cluster.isolate("n3")  # its first chunk is lost
     leader.step(fx.Propose(70, b"x"))
     cluster.settle()
@@ -291,10 +293,7 @@ def test_snapshots_come_faster_than_a_transfer__the_follower_catches_up_with_the
 
 def test_receiver_is_away_for_long__what_was_kept_for_it_goes_and_it_gets_the_newest():
     cluster, leader, behind = behind_a_snapshot(log_tail_entries=0, snapshot_keep_ms=2_000)
-    while not of(leader.effects, fx.SendSnapshot):
-        cluster.tick(10)
-        if cluster.wire:
-            cluster.deliver(*cluster.wire.pop(0))
+    until_it_is_sent(cluster, leader)
     cluster.isolate("n3")
     cluster.run(3_000)
     assert leader.raft.snapshot_in_transfer is None
@@ -311,10 +310,7 @@ def test_receiver_is_away_for_long__what_was_kept_for_it_goes_and_it_gets_the_ne
 
 def test_more_is_written_than_is_kept__another_snapshot_follows_the_first():
     cluster, leader, behind = behind_a_snapshot(log_tail_entries=0, transfer_log_bytes_max=100)
-    while not of(leader.effects, fx.SendSnapshot):
-        cluster.tick(10)
-        if cluster.wire:
-            cluster.deliver(*cluster.wire.pop(0))
+    until_it_is_sent(cluster, leader)
     held, cluster.wire = cluster.wire, []
     for ref in range(100, 110):
         leader.step(fx.Propose(ref, b"much"))
@@ -331,10 +327,7 @@ def test_more_is_written_than_is_kept__another_snapshot_follows_the_first():
 
 def test_leader_changes_while_sending__the_next_leader_finishes_it():
     cluster, leader, behind = behind_a_snapshot()
-    while not of(leader.effects, fx.SendSnapshot):
-        cluster.tick(10)
-        if cluster.wire:
-            cluster.deliver(*cluster.wire.pop(0))
+    until_it_is_sent(cluster, leader)
     cluster.isolate("n1")
     cluster.run(4_000)
     assert cluster["n2"].raft.role == "leader"

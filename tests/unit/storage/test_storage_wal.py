@@ -87,23 +87,14 @@ def test_buffered_but_not_written__is_not_there(files: Files) -> None:
     assert groups[1].entries == []
 
 
-def test_many_segments__keep_every_entry(files: Files) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_many_segments_by_many_writes_or_one__keep_every_entry(files: Files, at_once: bool) -> None:
     wal, _ = open_wal(files)
     wal.create_group(1, ABC)
     for index in range(1, 101):
         wal.append(1, [entry(index, size=300)])
-        commit(wal)
-    assert wal.segments > 5
-    _, groups = reopen(wal, files)
-    assert groups[1].entries == [entry(index, size=300) for index in range(1, 101)]
-
-
-def test_one_write_larger_than_a_segment__fills_several_in_order(files: Files) -> None:
-    wal, _ = open_wal(files)
-    wal.create_group(1, ABC)
-    for index in range(1, 101):
-        wal.append(1, [entry(index, size=300)])
-    commit(wal)
+        if not at_once or index == 100:
+            commit(wal)
     assert wal.segments > 5
     _, groups = reopen(wal, files)
     assert groups[1].entries == [entry(index, size=300) for index in range(1, 101)]
