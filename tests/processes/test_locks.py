@@ -37,6 +37,30 @@ def test_any_lock_node__answers_for_the_leader(cluster: Cluster) -> None:
     assert later.body["token"] > taken.body["token"]
 
 
+def test_numbered_requests_over_http__carried_out_once_at_any_node_and_no_key_is_spent(
+    cluster: Cluster,
+) -> None:
+    first, second, third = cluster.urls("lock")
+
+    def keys() -> float:
+        lines = request("GET", f"{first}/metrics").body.decode().splitlines()
+        [line] = [line for line in lines if line.startswith("dss_lock_idempotency_keys ")]
+        return float(line.split()[1])
+
+    mine, before = session(first), keys()
+    acquire = {"session": mine, "seq": 1}
+    taken = request("POST", f"{first}/v1/locks/once/acquire", acquire)
+    assert taken.status == 200, taken
+    again = request("POST", f"{second}/v1/locks/once/acquire", acquire)
+    assert (again.status, again.body) == (200, taken.body)
+    release = {"session": mine, "token": taken.body["token"], "seq": 2, "ack": 1}
+    for url in (third, first):
+        assert request("POST", f"{url}/v1/locks/once/release", release).status == 200
+    old = request("POST", f"{second}/v1/locks/once/acquire", acquire)
+    assert (old.status, old.body["code"]) == (409, "sequence_too_old")
+    assert keys() == before
+
+
 def test_shared_holders__keep_a_writer_waiting_until_both_have_gone(cluster: Cluster) -> None:
     url = cluster.url("lock-1")
     readers, writer = [session(url), session(url)], session(url)

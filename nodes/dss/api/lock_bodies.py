@@ -12,6 +12,7 @@ import msgspec
 from dss.base.limits import SESSION_TTL_MS_DEFAULT
 from dss.core.locks.commands import (
     ConfirmMs,
+    Count,
     Label,
     Limit,
     LockNames,
@@ -47,6 +48,10 @@ class AcquireRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Each level counts as having come one second earlier."""
     confirm_ms: ConfirmMs = 0
     """Not 0: the grant passes on unless it is confirmed within this time."""
+    seq: Count = 0
+    """The session's number of this request: it is carried out once (docs/locks.md § Once)."""
+    ack: Count = 0
+    """Up to this number the client has all answers."""
 
     def __post_init__(self) -> None:
         check_semaphore(self.mode, self.permits, self.limit)
@@ -58,6 +63,8 @@ class AcquireManyRequest(msgspec.Struct, forbid_unknown_fields=True):
     owner: Label = ""
     wait_ms: WaitMs = 0
     priority: Priority = 0
+    seq: Count = 0
+    ack: Count = 0
 
     def __post_init__(self) -> None:
         check_names(self.locks)
@@ -69,11 +76,23 @@ class TokenRequest(msgspec.Struct, forbid_unknown_fields=True):
     owner: Label = ""
 
 
+class HoldRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Of who holds a lock, to release or downgrade it."""
+
+    session: SessionId
+    token: TokenValue
+    owner: Label = ""
+    seq: Count = 0
+    ack: Count = 0
+
+
 class UpgradeRequest(msgspec.Struct, forbid_unknown_fields=True):
     session: SessionId
     token: TokenValue
     owner: Label = ""
     wait_ms: WaitMs = 0
+    seq: Count = 0
+    ack: Count = 0
 
 
 class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):

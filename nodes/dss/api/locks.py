@@ -61,6 +61,14 @@ def idempotency_key(request: web.Request) -> str:
     return key
 
 
+def _key_of(request: web.Request, command: Write | Break) -> str:
+    """As `idempotency_key`, for a command that may be sequenced instead."""
+    key = idempotency_key(request)
+    if key and getattr(command, "seq", 0):
+        raise Invalid(f"one of {KEY_HEADER} and seq: each makes a request be carried out once")
+    return key
+
+
 class _Handlers:
     """One method per route; each parses, calls and renders."""
 
@@ -68,11 +76,11 @@ class _Handlers:
         self._service = service
 
     async def _write(self, request: web.Request, command: Write | Break) -> web.Response:
-        return result_response(*await self._service.write(command, idempotency_key(request)))
+        return result_response(*await self._service.write(command, _key_of(request, command)))
 
     async def _wait(self, request: web.Request, command: Waiting) -> Any:
         """As `_write`, for what may wait long: the wait ends when its client has gone."""
-        answer = self._service.write(command, idempotency_key(request))
+        answer = self._service.write(command, _key_of(request, command))
         if command.wait_ms <= HANG_UP_LOOK_S * 1_000:
             return result_response(*await answer)
         future = asyncio.ensure_future(answer)
@@ -114,29 +122,43 @@ class _Handlers:
             body.limit,
             body.priority,
             body.confirm_ms,
+            body.seq,
+            body.ack,
         )
         return await self._wait(request, command)
 
     async def acquire_many(self, request: web.Request) -> Any:
         body = await read_json(request, bodies.AcquireManyRequest)
-        command = AcquireMany(body.session, body.locks, body.wait_ms, body.owner, body.priority)
+        command = AcquireMany(
+            body.session,
+            body.locks,
+            body.wait_ms,
+            body.owner,
+            body.priority,
+            body.seq,
+            body.ack,
+        )
         return await self._wait(request, command)
 
     async def release(self, request: web.Request) -> web.Response:
         name = path_name(request)
-        body = await read_json(request, bodies.TokenRequest)
-        return await self._write(request, Release(body.session, name, body.token, body.owner))
+        body = await read_json(request, bodies.HoldRequest)
+        command = Release(body.session, name, body.token, body.owner, body.seq, body.ack)
+        return await self._write(request, command)
 
     async def upgrade(self, request: web.Request) -> Any:
         name = path_name(request)
         body = await read_json(request, bodies.UpgradeRequest)
-        command = Upgrade(body.session, name, body.token, body.wait_ms, body.owner)
+        command = Upgrade(
+            body.session, name, body.token, body.wait_ms, body.owner, body.seq, body.ack
+        )
         return await self._wait(request, command)
 
     async def downgrade(self, request: web.Request) -> web.Response:
         name = path_name(request)
-        body = await read_json(request, bodies.TokenRequest)
-        return await self._write(request, Downgrade(body.session, name, body.token, body.owner))
+        body = await read_json(request, bodies.HoldRequest)
+        command = Downgrade(body.session, name, body.token, body.owner, body.seq, body.ack)
+        return await self._write(request, command)
 
     async def confirm(self, request: web.Request) -> web.Response:
         name = path_name(request)
@@ -250,7 +272,7 @@ def _lock_routes(handle: _Handlers) -> list[Route]:
         ),
         Route(
             method="POST", path="/v1/locks/{name}/release", handler=handle.release,
-            request=bodies.TokenRequest, response=bodies.Empty, errors=(409,),
+            request=bodies.HoldRequest, response=bodies.Empty, errors=(409,),
             headers=KEY_HEADERS,
             summary="Release a lock",
         ),
@@ -262,7 +284,7 @@ def _lock_routes(handle: _Handlers) -> list[Route]:
         ),
         Route(
             method="POST", path="/v1/locks/{name}/downgrade", handler=handle.downgrade,
-            request=bodies.TokenRequest, response=bodies.AcquireAnswer, errors=(409,),
+            request=bodies.HoldRequest, response=bodies.AcquireAnswer, errors=(409,),
             headers=KEY_HEADERS,
             summary="Make an exclusive hold shared",
         ),

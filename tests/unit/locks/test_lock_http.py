@@ -602,3 +602,65 @@ async def test_every_route__reads_the_idempotency_key_just_where_the_document_sa
     assert len(declared) == 11
     events = api["paths"]["/v1/locks:events"]["get"]["parameters"]
     assert "Last-Event-ID" in [p["name"] for p in events if p["in"] == "header"]
+
+
+# --- sequence numbers ---------------------------------------------------------------------
+
+
+@scenario
+async def test_sequenced_requests__each_carried_out_once_without_a_key(consensus, http, app):
+    me = await session_of(http)
+    steps = [
+        ("/v1/locks/a/acquire", {"session": me}),
+        ("/v1/locks/a/downgrade", {"session": me, "token": 0}),
+        ("/v1/locks/a/upgrade", {"session": me, "token": 0}),
+        ("/v1/locks/a/release", {"session": me, "token": 0}),
+        ("/v1/locks:acquire", {"session": me, "locks": ["b", "c"]}),
+    ]
+    token = 0
+    for seq, (path, body) in enumerate(steps, start=1):
+        if "token" in body:
+            body["token"] = token
+        body |= {"seq": seq, "ack": seq - 1}
+        first = await post(http, path, body)
+        assert first[0] == 200, (path, first)
+        assert await post(http, path, body) == first, path
+        token = first[1].get("token", token)
+    assert consensus.lock_machine.held == 2
+    assert not consensus.lock_machine.keys
+    status, problem = await post(http, *steps[3])
+    assert (status, problem["code"]) == (409, "sequence_too_old"), "acknowledged by a later ack"
+
+
+@scenario
+async def test_sequenced_wait__the_repeat_waits_with_it(consensus, http, app):
+    one, two = await session_of(http), await session_of(http)
+    _, held = await post(http, "/v1/locks/a/acquire", {"session": one})
+    body = {"session": two, "wait_ms": 900, "seq": 1}
+    first = asyncio.create_task(post(http, "/v1/locks/a/acquire", body))
+    await until(lambda: consensus.lock_machine.waiting)
+    second = asyncio.create_task(post(http, "/v1/locks/a/acquire", body))
+    await until(lambda: len(consensus.waits) == 2 or first.done())
+    assert consensus.lock_machine.waiting == 1
+    await post(http, "/v1/locks/a/release", {"session": one, "token": held["token"]})
+    answer = await second
+    assert answer[0] == 200
+    assert await post(http, "/v1/locks/a/acquire", body) == answer
+    await first
+    assert consensus.lock_machine.held == 1
+
+
+@scenario
+async def test_sequenced_and_keyed__422(consensus, http, app):
+    me = await session_of(http)
+    for path, body in (
+        ("/v1/locks/a/acquire", {"session": me}),
+        ("/v1/locks/a/release", {"session": me, "token": 1}),
+    ):
+        status, problem = await keyed(http, path, body | {"seq": 1}, "k")
+        assert (status, problem["code"]) == (422, "invalid")
+        assert "seq" in problem["detail"]
+    assert consensus.lock_machine.held == 0
+    status, problem = await post(http, "/v1/locks/a/confirm", {"session": me, "token": 1, "seq": 1})
+    assert status == 422
+    assert "seq" in problem["detail"], "a confirmation may always be repeated"
