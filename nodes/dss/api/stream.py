@@ -2,7 +2,8 @@
 
 A binary message is a msgpack array of `[request_id, op, args]`, answered by arrays of
 `[request_id, status, result]`; id 0 is for pushes. The same for every service: what the ops mean
-is in the submit function. What must not live here: ops, decisions. Source: RFC 6455.
+is in the submit function, which is called as the message is read (base/websocket.py). What must
+not live here: ops, decisions. Source: RFC 6455.
 
 Close codes: 1003 a text message; 1007 not the protocol; 1009 a message beyond
 STREAM_MESSAGE_BYTES_MAX; 1001 the node stops, and has taken nothing that is unanswered; 1012 it
@@ -12,14 +13,16 @@ stops, and may have. A client that does not read its answers is cut off.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 from weakref import WeakSet
 
 import msgspec
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import web
 
+from dss.api.upgrade import upgrade
 from dss.base.errors import Invalid
 from dss.base.limits import (
     STREAM_CLOSE_S,
@@ -28,7 +31,9 @@ from dss.base.limits import (
     STREAM_MESSAGE_BYTES_MAX,
     STREAM_OUTBOX_BYTES_MAX,
 )
+from dss.base.websocket import GOING_AWAY, INVALID_DATA, WebSocketEnd
 from dss.drivers.ports import StreamSink
+from dss.observe.logs import unexpected
 
 Submit = Callable[[StreamSink, bytes], None]
 """submit(sink, payload): take one message; every id in it is answered once, now or later.
@@ -45,9 +50,11 @@ class StreamSession(Protocol):
         """Called once, when the connection is over: nobody listens to answers any more."""
 
 
-CLOSE_REASON_BYTES_MAX: Final = 123
-"""RFC 6455 §5.5: a control frame has at most 125 bytes, two of them the code."""
+SERVICE_RESTART: Final = 1012
+INTERNAL_ERROR: Final = 1011
+_STOPS: Final = "this node stops"
 
+_log = logging.getLogger("dss.http")
 _encode = msgspec.msgpack.Encoder().encode
 _Answer = tuple[int, int, Any]
 
@@ -55,31 +62,45 @@ _Answer = tuple[int, int, Any]
 class StreamConnection:
     """One client's connection: a drivers.ports.StreamSink.
 
-    Answers leave straight through the transport, so that a flush costs no task and no await.
+    Messages are taken and answers leave straight from and to the transport, so that neither a
+    message nor a flush costs a task or an await.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_answers",
-        "_closing",
-        "_open",
-        "_socket",
-        "_transport",
-        "app",
-        "leaving",
-    )
+    __slots__ = ("__weakref__", "_answers", "_end", "_open", "_submit", "app", "leaving")
 
-    def __init__(
-        self, app: web.Application, socket: web.WebSocketResponse, transport: asyncio.Transport
-    ) -> None:
+    def __init__(self, app: web.Application, transport: asyncio.Transport) -> None:
         self.app = app
-        self._socket = socket
-        self._transport = transport
+        self._end = WebSocketEnd(
+            transport,
+            self._received,
+            message_bytes_max=STREAM_MESSAGE_BYTES_MAX,
+            unread_bytes_max=STREAM_OUTBOX_BYTES_MAX,
+            heartbeat_s=STREAM_HEARTBEAT_S,
+            close_s=STREAM_CLOSE_S,
+        )
+        self._submit: Callable[[bytes], None] | None = None
         self._open: dict[int, None] = {}
         self._answers: list[_Answer] = []
-        self._closing: asyncio.Task[None] | None = None
         self.leaving = False
         """Nothing more is taken: what comes is left unanswered."""
+
+    async def serve(self, request: web.Request, submit: Callable[[bytes], None]) -> None:
+        """Take its messages until it is over."""
+        self._submit = submit
+        # What it wants of a parser is feed_data and feed_eof.
+        request.protocol.set_parser(cast(Any, self._end))
+        await asyncio.shield(self._end.over)
+
+    def _received(self, payload: bytes) -> None:
+        if self.leaving or self._submit is None:
+            return
+        try:
+            self._submit(payload)
+        except Invalid as error:
+            self.close(INVALID_DATA, error.message)
+        except Exception as bug:
+            unexpected(_log, "stream", bug)
+            self.close(INTERNAL_ERROR, "internal error; the node's log has the cause")
 
     @property
     def in_flight(self) -> int:
@@ -107,12 +128,16 @@ class StreamConnection:
 
     def flush(self) -> None:
         """Everything answered since the last flush, as one message (more when it is huge)."""
+        if self._answers:
+            self._say_answers()
+            if self.leaving:
+                self._close_if_idle()
+
+    def _say_answers(self) -> None:
         answers = self._answers
         if answers:
             self._answers = []
             self._send(answers)
-            if self.leaving:
-                self._close_if_idle()
 
     def leave(self) -> None:
         """The node stops: close as soon as everything taken is answered."""
@@ -120,28 +145,30 @@ class StreamConnection:
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
-        if not self._open and self._closing is None:
-            self._closing = asyncio.ensure_future(self.stop())
+        if not self._open:
+            self._say_answers()  # what is answered and not said would be asked of another node
+            self.close(GOING_AWAY, _STOPS)
 
     async def stop(self) -> None:
-        """Close now, because the node stops."""
-        code = WSCloseCode.SERVICE_RESTART if self._open else WSCloseCode.GOING_AWAY
-        await self.close(code, "this node stops")
+        """Close now, because the node stops; returns when it is over."""
+        self._say_answers()
+        self.close(SERVICE_RESTART if self._open else GOING_AWAY, _STOPS)
+        await asyncio.shield(self._end.over)
 
     def drop(self) -> None:
         """The connection is over: later answers are discarded."""
         self._open.clear()
         self._answers.clear()
 
-    async def close(self, code: int, reason: str) -> None:
+    def cut_off(self) -> None:
+        """Whoever served it has ended."""
+        self.drop()
+        self._end.abort()
+
+    def close(self, code: int, reason: str) -> None:
         """Say why and close; a peer that does not play along is cut off after STREAM_CLOSE_S."""
         self.drop()
-        message = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore").encode()
-        try:
-            async with asyncio.timeout(STREAM_CLOSE_S):
-                await self._socket.close(code=code, message=message, drain=False)
-        except TimeoutError:
-            self._transport.abort()
+        self._end.close(code, reason)
 
     def _send(self, answers: list[_Answer]) -> None:
         message = _encode(answers)
@@ -150,29 +177,9 @@ class StreamConnection:
             self._send(answers[:middle])
             self._send(answers[middle:])
             return
-        transport = self._transport
-        if self._socket.closed or transport.is_closing():
-            return
-        write_binary_frame(transport, message)
-        if transport.get_write_buffer_size() > STREAM_OUTBOX_BYTES_MAX:
-            # Waiting for it would hold its answers in memory, or the engine's cycle.
-            transport.abort()
+        self._end.send(message)
+        if self._end.over.done():
             self.drop()
-
-
-def write_binary_frame(transport: asyncio.WriteTransport, message: bytes) -> None:
-    """One unfragmented, unmasked binary frame (RFC 6455 §5.2), beside aiohttp's own writer.
-
-    aiohttp writes whole frames too (pings, pongs, close), so the two never interleave.
-    """
-    size = len(message)
-    if size < 126:
-        header = bytes((0x82, size))
-    elif size < 65_536:
-        header = b"\x82\x7e" + size.to_bytes(2, "big")
-    else:
-        header = b"\x82\x7f" + size.to_bytes(8, "big")
-    transport.write(header + message)
 
 
 _connections: WeakSet[StreamConnection] = WeakSet()
@@ -215,48 +222,19 @@ def session_handler(begin: Callable[[StreamConnection], StreamSession]) -> Handl
     """The handler of a `…:stream` route; `begin` makes what is kept with each connection."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse(
-            compress=False,
-            heartbeat=STREAM_HEARTBEAT_S,
-            max_msg_size=STREAM_MESSAGE_BYTES_MAX,
-            timeout=STREAM_CLOSE_S,
-        )
-        await socket.prepare(request)
+        response = await upgrade(request)
         transport = request.transport
         if transport is None:  # gone during the handshake
-            return socket
-        connection = StreamConnection(request.app, socket, transport)
+            return response
+        connection = StreamConnection(request.app, transport)
         _connections.add(connection)
         session = begin(connection)
         try:
-            await _serve(socket, connection, session.submit)
+            await connection.serve(request, session.submit)
         finally:
-            connection.drop()
+            connection.cut_off()
             session.end()
             _connections.discard(connection)
-        return socket
+        return response
 
     return handle
-
-
-async def _serve(
-    socket: web.WebSocketResponse, connection: StreamConnection, submit: Callable[[bytes], None]
-) -> None:
-    while True:
-        message = await socket.receive()
-        if message.type is WSMsgType.BINARY:
-            if connection.leaving:
-                continue
-            try:
-                submit(message.data)
-            except Invalid as error:
-                await connection.close(WSCloseCode.INVALID_TEXT, error.message)
-                return
-        elif message.type is WSMsgType.TEXT:
-            await connection.close(
-                WSCloseCode.UNSUPPORTED_DATA,
-                "send binary messages: msgpack arrays of [request_id, op, args]",
-            )
-            return
-        else:  # closed by either side, or a frame that aiohttp refused and closed for
-            return

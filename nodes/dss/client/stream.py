@@ -1,8 +1,9 @@
 """The stream protocol's client end: many requests in flight over one WebSocket.
 
 A message is a msgpack array of `[request_id, op, args]`, answered by arrays of
-`[request_id, status, result]`. All requests made in one loop iteration leave in one message; one
-reader task settles futures; there is no task per request. What must not live here: what ops mean.
+`[request_id, status, result]`. All requests made in one loop iteration leave in one message, and
+an answer settles its future as it is read: one task per connection, none per request or message.
+What must not live here: what ops mean, frames (base/websocket.py).
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from dss.base.errors import DssError, Indeterminate, TooLarge, Unavailable
 from dss.base.limits import (
     STREAM_IN_FLIGHT_MAX,
     STREAM_MESSAGE_BYTES_MAX,
-    STREAM_OUTBOX_BYTES_MAX,
 )
+from dss.base.websocket import GOING_AWAY, WebSocketEnd
 from dss.client.errors import Closed, error_of, plain, unreachable
+from dss.client.opening import NoWebSocket, Opened, open_websocket
 
 Answer = tuple[int, Any]
 """(status, body): a status from 400 on has a body with `code` and `message`."""
 
 CONNECT_S: Final = 3.0
 """For one endpoint's TCP and WebSocket handshake: a dead host must not eat a lock's wait."""
-HEARTBEAT_S: Final = 4.0
-"""WebSocket pings: a silently dead node is noticed within 1.5 of these, below a usual TTL."""
-
 MOVES_MAX: Final = 20
 """Nodes in a row that stop before they answer anything: more is no rolling restart."""
 HEADER_BYTES: Final = 5
 """Of a message's array."""
+UNSENT_BYTES_MAX: Final = STREAM_MESSAGE_BYTES_MAX
+"""What the node has not taken yet: beyond, requests wait here, where they can go to another."""
 
-Mark = tuple[int, "asyncio.Task[None] | None"]
+Mark = tuple[int, WebSocketEnd | None]
 _Item = tuple[int, "asyncio.Future[Answer]", bytes]
 
 
@@ -83,10 +84,10 @@ class LockStream:
         self._next_id = 1
         self._waiting: deque[_Item] = deque()
         self._sent: dict[int, _Item] = {}
-        self._wake: asyncio.Future[None] | None = None
+        self._gathering = False
+        """What waits leaves at the end of this loop iteration."""
         self._task: asyncio.Task[None] | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._end: WebSocketEnd | None = None
         self._heard = 0
         """Messages that have come, over all connections."""
         self.closed = False
@@ -115,30 +116,29 @@ class LockStream:
         if len(item) + HEADER_BYTES > STREAM_MESSAGE_BYTES_MAX:
             limit = STREAM_MESSAGE_BYTES_MAX
             raise TooLarge(f"{op}: the request is larger than {limit} bytes", limit=limit)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((request_id, future, item))
-        wake = self._wake
-        if wake is not None:
-            # The writer runs in the next iteration and takes all that this one has added.
-            self._wake = None
-            if not wake.done():
-                wake.set_result(None)
+        if self._end is not None:
+            if not self._gathering:
+                self._gathering = True
+                loop.call_soon(self._send)
         elif self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="dss-stream")
         return future
 
     def mark(self) -> Mark:
         """What has been heard so far, for `drop_if_silent`."""
-        return self._heard, self._reader
+        return self._heard, self._end
 
     def drop_if_silent(self, since: Mark) -> None:
         """Give the connection up if nothing was heard on it since: its node is stopped or gone.
 
         For who has sent something then, and waits. What was sent fails with Indeterminate.
         """
-        reader = since[1]
-        if reader is not None and since == self.mark():
-            reader.cancel()
+        end = since[1]
+        if end is not None and since == self.mark():
+            end.abort()
 
     async def close(self) -> None:
         """Fail what is pending and disconnect."""
@@ -147,12 +147,11 @@ class LockStream:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await asyncio.gather(*self._closing)
         self._fail_waiting(Closed())
         if self._own_http is not None:
             await self._own_http.close()
 
-    # --- one task: connect, write; and one that reads -------------------------------------
+    # --- one task: connect, and wait for the connection's end ---------------------------------
 
     async def _run(self) -> None:
         try:
@@ -164,27 +163,26 @@ class LockStream:
         """Until the connection breaks and nothing waits to be sent."""
         while True:
             try:
-                ws = await self._connect()
+                opened = await self._connect()
             except DssError as error:
                 self._fail_waiting(error)
                 return
-            reader = asyncio.create_task(self._read(ws), name="dss-stream-reader")
-            self._reader = reader
+            end = self._end = opened.end
             try:
-                await self._write(ws, reader)
+                self._send()
+                code = await asyncio.shield(end.over)
+                self._broken(code)
+            except asyncio.CancelledError:
+                self._broken(None)
+                end.close(aiohttp.WSCloseCode.OK)
+                await asyncio.shield(end.over)
+                raise
             finally:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
-                self._reader = None
-                self._broken(ws.close_code)
-                # Beside the next connection: a dead node does not play along.
-                closing = asyncio.create_task(_quietly_close(ws), name="dss-stream-close")
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                opened.release()
             if not self._waiting:
                 return
 
-    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+    async def _connect(self) -> Opened:
         http = self._http or self._own_http
         if http is None:
             http = self._own_http = aiohttp.ClientSession()
@@ -196,22 +194,16 @@ class LockStream:
         reasons: dict[str, str] = {}
         self.no_websockets = False
         for endpoint in endpoints:
+            url = endpoint.rstrip("/") + self._path
             try:
                 async with asyncio.timeout(CONNECT_S):
-                    ws = await http.ws_connect(
-                        endpoint.rstrip("/") + self._path,
-                        headers=self._headers,
-                        heartbeat=HEARTBEAT_S,
-                        # What a receive answers is larger than what may be sent; never beyond this.
-                        max_msg_size=STREAM_OUTBOX_BYTES_MAX,
-                        compress=0,
-                    )
-            except aiohttp.WSServerHandshakeError as error:
+                    opened = await open_websocket(http, url, self._headers, self._received)
+            except NoWebSocket as error:
                 if error.status in (401, 403):
                     raise error_of(error.status, _refusal(endpoint, error.status)) from error
                 self._failures += 1
                 self.no_websockets = True
-                reasons[endpoint] = f"HTTP {error.status}"
+                reasons[endpoint] = str(error)
                 continue
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 self._failures += 1
@@ -219,82 +211,80 @@ class LockStream:
                 continue
             self.endpoint = endpoint
             self.no_websockets = False
-            return ws
+            return opened
         raise unreachable(self._role, reasons)
 
-    async def _write(self, ws: aiohttp.ClientWebSocketResponse, reader: asyncio.Task[None]) -> None:
-        """Send batches until the connection breaks (the reader ends)."""
-        while not reader.done():
+    # --- messages ---------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        """All that has gathered, unless the node is behind: its answers bring us back here."""
+        self._gathering = False
+        end = self._end
+        if end is None or not end.is_open:
+            return
+        while end.unsent_bytes <= UNSENT_BYTES_MAX:
             batch = self._take_batch()
             if batch is None:
-                wake = self._wake = asyncio.get_running_loop().create_future()
-                await wake
-                continue
-            try:
-                await ws.send_bytes(batch)
-            except (aiohttp.ClientError, OSError):
                 return
+            end.send(batch)
 
     def _take_batch(self) -> bytes | None:
         """All that may be sent now, as one message; None when there is nothing."""
-        waiting = self._waiting
-        if not waiting or len(self._sent) >= STREAM_IN_FLIGHT_MAX:
-            return None
-        room = STREAM_IN_FLIGHT_MAX - len(self._sent)
+        waiting, sent = self._waiting, self._sent
+        room = STREAM_IN_FLIGHT_MAX - len(sent)
         size = HEADER_BYTES
         pieces: list[bytes] = []
         while waiting and len(pieces) < room:
-            request_id, future, item = waiting[0]
-            if pieces and size + len(item) > STREAM_MESSAGE_BYTES_MAX:
-                break
-            entry = waiting.popleft()
-            if future.done():  # its caller gave up before it was sent
-                continue
+            entry = waiting[0]
+            request_id, future, item = entry
             size += len(item)
-            self._sent[request_id] = entry
+            if pieces and size > STREAM_MESSAGE_BYTES_MAX:
+                break
+            waiting.popleft()
+            if future.done():  # its caller gave up before it was sent
+                size -= len(item)
+                continue
+            sent[request_id] = entry
             pieces.append(item)
         if not pieces:
             return None
         return b"\xdd" + len(pieces).to_bytes(4, "big") + b"".join(pieces)
 
-    async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        """Settle futures until the connection ends; then let the writer end too."""
-        sent = self._sent
+    def _received(self, message: bytes) -> None:
+        """Settle futures. What is not our protocol ends the connection."""
+        self._moves = 0
+        self._heard += 1
+        end = self._end
         try:
-            while True:
-                message = await ws.receive()
-                if message.type is not aiohttp.WSMsgType.BINARY:
-                    return
-                self._moves = 0
-                self._heard += 1
-                for request_id, status, body in self._decode(message.data):
-                    if request_id == 0:
-                        if self._on_push is not None:
-                            self._on_push(status, body)
-                        continue
-                    entry = sent.pop(request_id, None)
-                    if entry is not None and not entry[1].done():
+            sent = self._sent
+            for request_id, status, body in self._decode(message):
+                entry = sent.pop(request_id, None)
+                if entry is not None:
+                    if not entry[1].done():
                         entry[1].set_result((status, body))
-                if self._waiting:
-                    self._wake_writer()
-        except msgspec.MsgspecError:
-            return  # not our protocol: treated as a broken connection
-        finally:
-            self._wake_writer()
-
-    def _wake_writer(self) -> None:
-        wake, self._wake = self._wake, None
-        if wake is not None and not wake.done():
-            wake.set_result(None)
+                elif request_id == 0 and self._on_push is not None:
+                    self._on_push(status, body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            if end is not None:
+                end.abort()
+        except Exception as bug:  # of who listens to pushes
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"what {self.endpoint} sent unasked", "exception": bug}
+            )
+            if end is not None:
+                end.abort()
+        if self._waiting and not self._gathering and self._end is not None:
+            self._gathering = True
+            asyncio.get_running_loop().call_soon(self._send)
 
     def _broken(self, close_code: int | None) -> None:
         endpoint, self.endpoint = self.endpoint, None
+        self._end = None
         self._failures += 1
-        self._wake = None
         if self._on_broken is not None and not self.closed:
             self._on_broken()
         sent, self._sent = self._sent, {}
-        left = close_code == aiohttp.WSCloseCode.GOING_AWAY and not self.closed
+        left = close_code == GOING_AWAY and not self.closed
         if left and self._moves < MOVES_MAX:
             self._moves += 1
             self._waiting.extendleft(reversed(sent.values()))
@@ -310,12 +300,6 @@ class LockStream:
         for _, future, _ in waiting:
             if not future.done():
                 future.set_exception(type(error)(error.message))
-
-
-async def _quietly_close(ws: aiohttp.ClientWebSocketResponse) -> None:
-    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        async with asyncio.timeout(1.0):
-            await ws.close()
 
 
 def _refusal(endpoint: str, status: int) -> dict[str, str]:
