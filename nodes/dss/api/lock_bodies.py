@@ -148,6 +148,9 @@ class SessionDetail(msgspec.Struct):
     held: int
     waiting: int
     locks: list[dict[str, Any]]
+    kept: list[dict[str, Any]]
+    """Places in lines that the next request for the same locks has again: `{names, owner,
+    lapses_in_ms}`."""
 
 
 class LockDetail(msgspec.Struct):

@@ -20,6 +20,7 @@ FEATURE_LEVEL: Final = 2
 
 LEVELS: Final[dict[int, str]] = {
     1: "everything before there were levels",
-    2: "the levels themselves: a machine's snapshot names its own",
+    2: "the levels themselves: a machine's snapshot names its own; locks: kept places lapse, "
+    "repeats of a request that waits get its answer, waits and holders are bounded in all",
 }
 """What each level brings; every one from BASE_LEVEL to FEATURE_LEVEL has its line."""

@@ -33,6 +33,10 @@ ENTRY_BYTES_MAX: Final = 4 * MIB
 """One log entry: all commands that were pending together; a larger batch is cut in two."""
 APPEND_BYTES_MAX: Final = 4 * MIB
 """Entries of one append message: keeps the peer link responsive for heartbeats."""
+LAZY_BYTES_MAX: Final = 64 * KIB
+"""Entries that gather for a voter whom the quorum does not need: more leave before LAZY_MS."""
+LAZY_MS: Final = 5
+"""For so long they gather at most: a quick voter that falls silent costs a commit so much."""
 INFLIGHT_APPENDS_MAX: Final = 64
 """Unanswered append messages per follower: covers a round trip at full speed."""
 INFLIGHT_BYTES_MAX: Final = 16 * MIB
@@ -159,8 +163,24 @@ DEADLOCK_EDGES_MAX: Final = 10_000
 DEADLOCK_EDGES_ENTRY_MAX: Final = 50_000
 """Those of one log entry together, however many waits begin in it: nobody's requests may hold the
 others' up. What is not looked at then is looked at when its client asks again."""
-AGES_KEPT_MAX: Final = 64
-"""Deadlock victims of one session whose place in the line is kept for their next try."""
+PLACES_KEPT_MAX: Final = 64
+"""Places in lines that are kept for one session: of deadlocks' victims, and of waits at a node
+that stopped. The oldest goes first."""
+PLACE_KEPT_MS: Final = 30_000
+"""For so long, of log time: whoever was told to ask again does so at once, or after the longest
+wait for something else (WAIT_MS_MAX); later it would only pass those who came since."""
+PLACE_BYTES: Final = 512
+"""What a wait, or its kept place, counts for beside its texts."""
+PLACE_ITEM_BYTES: Final = 128
+"""What each lock that it stands at counts for beside its name."""
+WAITS_BYTES_MAX: Final = 128 * MIB
+"""All waits and kept places together: WAITERS_MAX of them with names and owners of 600 bytes;
+beyond is 429. Requests for many locks with long names take 40 KiB each."""
+HOLDS_MAX: Final = 2 * LOCKS_MAX
+"""Holders of all locks together: of shared locks and semaphores there are more than locks."""
+REPEATS_ANSWERED_MAX: Final = 8
+"""Questions with one number or key that wait together, at whichever nodes, and get one answer:
+beyond, the oldest is told that it was superseded."""
 CONFIRM_MS_MAX: Final = 30_000
 """`confirm_ms`: a grant that nobody confirms holds the others up for so long."""
 SEQUENCE_WINDOW: Final = 1_024

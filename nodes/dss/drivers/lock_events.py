@@ -192,7 +192,7 @@ class LockEvents:
         log_ms = self._consensus.log_ms(LOCK_GROUP)
         batch = journal.since(number, BATCH)
         for index, happening in enumerate(batch, start=number + 1):
-            event = _rendered(index, happening, log_ms)
+            event = rendered(index, happening, log_ms)
             if event["name"].startswith(prefix):
                 found.append(event)
         return number + len(batch), found
@@ -209,7 +209,7 @@ class LockEvents:
             news.set_result(None)
 
 
-def _rendered(index: int, happening: Happening, log_ms: int) -> dict[str, Any]:
+def rendered(index: int, happening: Happening, log_ms: int) -> dict[str, Any]:
     if isinstance(happening, Hold):
         return _of_hold(index, "granted", happening) | {
             "mode": happening.mode,

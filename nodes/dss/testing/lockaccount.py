@@ -50,6 +50,8 @@ class Wait(msgspec.Struct, eq=False):
     at: tuple[int, int]
     seq: int = 0
     key: str = ""
+    also: list[tuple[int, int]] = []
+    """Earlier questions of the same name that wait with it."""
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -131,6 +133,13 @@ class Account:
         del self.waits[wait.at]
         wait.at = at
         self.waits[at] = wait
+
+    def joined_at(self, at: tuple[int, int]) -> Wait | None:
+        """The wait that this question joined, or began."""
+        found = self.waits.get(at)
+        if found is not None:
+            return found
+        return next((wait for wait in self.waits.values() if at in wait.also), None)
 
     def waits_of(self, who: Who, names: Iterable[str]) -> list[Wait]:
         """In the order of the names, each once."""

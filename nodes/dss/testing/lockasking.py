@@ -5,6 +5,7 @@ What must not live here: sessions, and what holders do (lockrules.py).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
@@ -28,6 +29,8 @@ from dss.testing.lockonce import OnceAccount, names_of
 
 AGES_MAX: Final = 64
 """Places of deadlock victims that are kept for one session."""
+PLACE_MS: Final = 30_000
+"""For so long, from level 2 on."""
 CYCLE_SHOWN_MAX: Final = 10
 """Longer cycles may be cut in an answer."""
 
@@ -69,7 +72,8 @@ class LockSession(msgspec.Struct):
     ttl_ms: int
     deadline_ms: int
     renewals: int = 0
-    ages: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
+    ages: dict[tuple[str, tuple[str, ...]], tuple[int, int, float]] = {}
+    """(owner, names) -> (number, since_ms, until_ms)"""
 
 
 Asks = Acquire | AcquireMany | Upgrade
@@ -93,6 +97,9 @@ class LockAsking:
         """Sessions that end in this command: one after the other, so their holds may go first."""
         self._touched: dict[str, None] = {}
         self._moved = False
+        self._level = 1
+        self._echoes: dict[tuple[int, int], Result] = {}
+        """Questions that wait with one that has its answer: theirs must be the same."""
 
     # --- late answers ---
 
@@ -110,6 +117,12 @@ class LockAsking:
         for wake in wakes:
             code = wake.body.get("code", "") if wake.status != 200 else ""
             place = (wake.index, wake.position)
+            echo = self._echoes.pop(place, None)
+            if echo is not None:
+                assert echo == (wake.status, wake.body), f"answered {wake}, not {echo}"
+                continue
+            if code == "stopping" and self._node_stops(place, inner):
+                continue
             if todo and asked is not None:
                 older = self.account.waits.get(place)
                 mine = code == "superseded" and older is not None and older.who == _who(asked)
@@ -131,6 +144,22 @@ class LockAsking:
         if todo and asked is not None:
             self._own(at, asked, result)
 
+    def _node_stops(self, place: tuple[int, int], inner: Any) -> bool:
+        """Whether one of several questions of a wait is told so, and the wait goes on."""
+        assert isinstance(inner, Withdraw), "no node stops"
+        wait = self.account.joined_at(place)
+        assert wait is not None, f"nobody waits at {place}"
+        assert place in inner.places, "its node does not stop"
+        left = [each for each in (*wait.also, wait.at) if each not in inner.places]
+        if not left:
+            return False
+        if place == wait.at:
+            self.account.move(wait, left[-1])
+            wait.also.remove(left[-1])
+        else:
+            wait.also.remove(place)
+        return True
+
     def _goes_on(self, wait: Wait, asked: Asks, result: Result) -> bool:
         """Whether a newer question of the same owner takes this wait over."""
         if result[0] or not asked.wait_ms:
@@ -141,6 +170,7 @@ class LockAsking:
         )  # fmt: skip
 
     def _take_over(self, wait: Wait, asked: Asks, at: tuple[int, int], told: Result) -> None:
+        self._echo(wait, told)
         if (wait.seq, wait.key) != (asked.seq, self._key):
             self.once.woken(wait, told)
             wait.seq, wait.key = asked.seq, self._key
@@ -151,6 +181,10 @@ class LockAsking:
         self.account.move(wait, at)
         for name in names_of(wait):
             self.once.waits(name, wait)
+
+    def _echo(self, wait: Wait, told: Result) -> None:
+        self._echoes.update(dict.fromkeys(wait.also, told))
+        wait.also = []
 
     def _woken(self, wait: Wait, wake: Wake, code: str, inner: Any) -> None:
         self._moved = True
@@ -168,6 +202,7 @@ class LockAsking:
         else:
             assert wait.who[0] in self._sessions, f"granted to {wait.who}, which has ended"
             self._check_turn(wait)
+        self._echo(wait, (wake.status, wake.body))
         self.account.leave(wait)
         self.once.woken(wait, (wake.status, wake.body))
         if not code:
@@ -189,6 +224,12 @@ class LockAsking:
             assert (inner.session, inner.owner or inner.session) == (session, owner)
             assert inner.name in wait.names, "another lock's wait was cancelled"
             assert not inner.before_ms or wait.joined_ms <= inner.before_ms, "it had come back"
+        elif code == "client_gone":
+            assert isinstance(inner, Cancel), "nobody said so"
+            assert inner.before_ms >= wait.joined_ms, "it had come back"
+            assert self._level >= 2, "told client_gone below level 2"
+            assert names_of(wait), f"it has no name to come back by: {wait}"
+            assert not wait.also, f"it had come back: {wait}"
         else:
             assert code == "not_holder", f"a wait ended as {code}"
             assert wait.kind == "upgrade", "told not_holder, but it is no upgrade"
@@ -221,7 +262,8 @@ class LockAsking:
         ages = self._sessions[wait.who[0]].ages
         if len(ages) >= AGES_MAX:
             del ages[next(iter(ages))]
-        ages[wait.who[1], wait.names] = (wait.number, wait.since_ms)
+        until_ms = self._log_ms + PLACE_MS if self._level >= 2 else math.inf
+        ages[wait.who[1], wait.names] = (wait.number, wait.since_ms, until_ms)
 
     # --- asking for locks ---
 
@@ -235,8 +277,8 @@ class LockAsking:
         names = _names(command)
         who = _who(command)
         kind = {Acquire: "one", AcquireMany: "many", Upgrade: "upgrade"}[type(command)]
-        number, since_ms = self._sessions[who[0]].ages.get(
-            (who[1], names), (self._number + 1, self._log_ms)
+        number, since_ms, _ = self._sessions[who[0]].ages.get(
+            (who[1], names), (self._number + 1, self._log_ms, 0)
         )
         plain = command if isinstance(command, Acquire) else None
         return Wait(

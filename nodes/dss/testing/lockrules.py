@@ -19,7 +19,7 @@ clients' view: lockload.py) and what one client may conclude from its answers (l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from dss.core.locks.commands import (
     KEYED_CODEC,
@@ -42,8 +42,11 @@ from dss.core.locks.commands import (
 )
 from dss.core.machine import Result, Wake
 from dss.testing.lockaccount import Hold, Wait, Who
-from dss.testing.lockasking import Asks, Effect, LockAsking, LockSession, Watcher
+from dss.testing.lockasking import PLACE_MS, Asks, Effect, LockAsking, LockSession, Watcher
 from dss.testing.lockonce import Name
+
+REPEATS_MAX: Final = 8
+"""Questions of one name that are answered together."""
 
 
 class LockRules(LockAsking):
@@ -57,7 +60,7 @@ class LockRules(LockAsking):
             SessionKeepalive: self._keepalive,
             SessionEnd: self._end_session,
             ExpireSessions: self._expire_sessions,
-            ExpireWaits: lambda command, result: None,
+            ExpireWaits: self._expire_waits,
             ExpireGrants: self._expire_grants,
             Withdraw: lambda command, result: None,
             Release: self._release,
@@ -79,6 +82,14 @@ class LockRules(LockAsking):
     def leader_changed(self, index: int, log_ms: int) -> None:
         assert log_ms >= self._log_ms, f"log time went back at {index}"
         self._floor_ms = self._log_ms = log_ms
+
+    def level_raised(self, index: int, log_ms: int, level: int) -> None:
+        assert log_ms >= self._log_ms, f"log time went back at {index}"
+        self._log_ms = log_ms
+        self._level = level
+        for session in self._sessions.values():
+            for key, (number, since_ms, _) in session.ages.items():
+                session.ages[key] = (number, since_ms, log_ms + PLACE_MS)
 
     def applied(
         self, index: int, log_ms: int, steps: Sequence[tuple[Any, Result, Sequence[Wake]]]
@@ -109,19 +120,29 @@ class LockRules(LockAsking):
                 self.once.answered(name, result)
         elif isinstance(joined, Wait):
             assert result[0] == 0, f"a repeat of a command that waits was answered {result}"
-            [wake] = wakes
-            assert (wake.index, wake.position) == joined.at, f"not the wait of {joined}"
-            assert wake.body["code"] == "superseded", f"a repeat ended the wait: {wake}"
-            joined.joined_ms = self._log_ms
-            self.account.move(joined, at)
+            self._join(joined, at, wakes)
         else:
             assert not wakes, f"a repeat did something: {wakes}"
             code = joined[1].get("code")
             same = result == joined or (set(joined[1]) == {"code"} and result[1]["code"] == code)
             assert same, f"a repeat was answered {result}, the one true answer is {joined}"
+        assert not self._echoes, f"not answered as the others: {list(self._echoes)}"
         self._bury()
         for each in self._touched:
             self._settled(each)
+
+    def _join(self, wait: Wait, at: tuple[int, int], wakes: Sequence[Wake]) -> None:
+        """Both questions wait on; below level 2, and of too many, the oldest is superseded."""
+        if self._level >= 2:
+            wait.also.append(wait.at)
+        told = wait.at if self._level < 2 else None
+        if len(wait.also) >= REPEATS_MAX:
+            told = wait.also.pop(0)
+        assert [(wake.index, wake.position) for wake in wakes] == ([told] if told else []), wakes
+        for wake in wakes:
+            assert wake.body["code"] == "superseded", f"a repeat ended the wait: {wake}"
+        wait.joined_ms = self._log_ms
+        self.account.move(wait, at)
 
     def _named(self, command: Any, result: Result) -> tuple[Any, Name | None, Any]:
         """(the command itself, what it is called, what it comes to without being carried out)."""
@@ -189,7 +210,8 @@ class LockRules(LockAsking):
             who = (command.session, command.owner or command.session)
             waits = self.account.waits_of(who, [command.name])
             left = [each for each in waits if each.joined_ms <= (command.before_ms or self._log_ms)]
-            assert not left, f"not cancelled: {left}"
+            back = [each for each in left if each.also and command.before_ms and self._level >= 2]
+            assert left == back, f"not cancelled: {left}"
             if not waits:
                 self._sessions[who[0]].ages.pop((who[1], (command.name,)), None)
 
@@ -202,6 +224,14 @@ class LockRules(LockAsking):
         for who, hold in holders.items():
             self._drop(command.name, who)
             self._watcher.lost(command.name, who, hold.token, broken=True)
+
+    def _expire_waits(self, command: ExpireWaits, result: Result) -> None:
+        """Their answers tell; of kept places nobody is told."""
+        for session in self._sessions.values():
+            for key, (number, _, until_ms) in list(session.ages.items()):
+                if number in command.tickets and until_ms <= self._log_ms:
+                    self.counts["lapsed"] += 1
+                    del session.ages[key]
 
     def _expire_grants(self, command: ExpireGrants, result: Result) -> None:
         for name, lock in list(self.account.locks.items()):

@@ -26,6 +26,8 @@ class Rules(Protocol):
 
     def leader_changed(self, index: int, log_ms: int) -> None: ...
 
+    def level_raised(self, index: int, log_ms: int, level: int) -> None: ...
+
     def applied(
         self, index: int, log_ms: int, steps: Sequence[tuple[Any, Result, Sequence[Wake]]]
     ) -> None:
@@ -110,8 +112,9 @@ class Observed:
         return self.inner.level
 
     def set_level(self, index: int, log_ms: int, level: int) -> None:
-        self._witness.seen(self._node, index, _encode((log_ms, "level", level)))
         self.inner.set_level(index, log_ms, level)
+        if self._witness.seen(self._node, index, _encode((log_ms, "level", level))):
+            self._witness.rules.level_raised(index, log_ms, level)
 
     def next_due_ms(self) -> int | None:
         return self.inner.next_due_ms()

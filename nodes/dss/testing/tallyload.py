@@ -38,6 +38,9 @@ class TallyWorkload:
     def rules(self) -> TallyWorkload:
         return self
 
+    def level_raised(self, index: int, log_ms: int, level: int) -> None:
+        """Its chain tells (tally.py)."""
+
     def leader_changed(self, index: int, log_ms: int) -> None:
         """Nothing."""
 

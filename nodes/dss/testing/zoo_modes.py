@@ -150,8 +150,8 @@ def answers_lost_in_a_snapshot() -> Iterator[None]:
     """The answers of numbered commands do not survive a snapshot."""
     original = snapshots._session_row
 
-    def broken(session: Session) -> Any:
-        row = original(session)
+    def broken(levelled: bool, session: Session) -> Any:
+        row = original(levelled, session)
         return (*row[:6], [], *row[7:])
 
     with mock.patch("dss.core.locks.snapshots._session_row", broken):

@@ -31,6 +31,8 @@ Request = tuple[int, int]
 
 KEY_MS = 3_000
 WINDOW = 6
+PLACE_MS = 700
+TOGETHER = 3
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Wait:
     request: Request
     seq: int = 0
     key: str = ""
+    also: list[Request] = field(default_factory=list)
 
     def place(self) -> tuple[int, int]:
         early = -(10**12) if self.kind == "upgrade" else self.since_ms - 1_000 * self.priority
@@ -74,7 +77,7 @@ class Client:
     deadline_ms: int
     floor: int = 0
     answers: dict[int, Answer | None] = field(default_factory=dict)
-    ages: dict[Any, tuple[int, int]] = field(default_factory=dict)
+    ages: dict[Any, tuple[int, int, float]] = field(default_factory=dict)  # ticket, since, until
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Model:
     ticket: int = 0
     key: str = ""
     now_ms: int = 0
+    level: int = 1
 
     # --- commands -----------------------------------------------------------------------
 
@@ -123,9 +127,15 @@ class Model:
         if isinstance(command, Cancel):
             for wait in self.waits:
                 if wait.who == who and command.name in wait.names:
+                    node = command.before_ms and self.level >= 2
                     if command.before_ms and wait.joined_ms > command.before_ms:
                         break
-                    self.give_up(wait, (409, "cancelled"))
+                    if node and wait.also:
+                        break
+                    if node and (wait.seq or wait.key):
+                        self.give_up(wait, (503, "client_gone"))
+                    else:
+                        self.give_up(wait, (409, "cancelled"))
                     return 200, True
             else:
                 self.sessions[who[0]].ages.pop((who[1], (command.name,)), None)
@@ -171,7 +181,7 @@ class Model:
             name = command.locks[0] if isinstance(command, AcquireMany) else command.name
             for wait in self.waits:
                 if wait.seq == command.seq and wait.who == who and name in wait.names:
-                    return self.take_over(wait, request)
+                    return self.join(wait, request)
             return 409, "sequence_reused"
         if command.seq <= session.floor:
             return 409, "sequence_too_old"
@@ -190,7 +200,7 @@ class Model:
             if row[2] is not None:
                 return row[2]
             [wait] = [wait for wait in self.waits if wait.key == command.key]
-            return self.take_over(wait, request)
+            return self.join(wait, request)
         row = self.keys[command.key] = [command.digest, self.now_ms + KEY_MS, None]
         self.key = command.key
         row[2] = self.carry_out(request, KEYED_CODEC.decode_args(command.op, command.args))
@@ -199,8 +209,20 @@ class Model:
             del self.keys[command.key]
         return row[2]
 
+    def join(self, wait: Wait, request: Request) -> None:
+        if self.level < 2:
+            self.take_over(wait, request)
+            return
+        wait.also.append(wait.request)
+        if len(wait.also) == TOGETHER:
+            self.late[wait.also.pop(0)] = (409, "superseded")
+        wait.request = request
+        wait.joined_ms = self.now_ms
+
     def take_over(self, wait: Wait, request: Request) -> None:
-        self.late[wait.request] = (409, "superseded")
+        for each in (wait.request, *wait.also):
+            self.late[each] = (409, "superseded")
+        wait.also = []
         wait.request = request
         wait.joined_ms = self.now_ms
 
@@ -268,7 +290,7 @@ class Model:
         ages = self.sessions[wait.who[0]].ages
         age = ages.get((wait.who[1], wait.names))
         if age is not None:
-            wait.ticket, wait.since_ms = age
+            wait.ticket, wait.since_ms, _ = age
         self.waits.append(wait)
         if not (granted := self.ready(wait)) and command.wait_ms == 0:
             self.waits.remove(wait)
@@ -417,15 +439,20 @@ class Model:
         self.hand_out(list(wait.names))
 
     def answer(self, wait: Wait, answer: Answer) -> None:
-        self.late[wait.request] = answer
+        for each in (wait.request, *wait.also):
+            self.late[each] = answer
         self.remember(wait, answer)
 
     def remember(self, wait: Wait, answer: Answer) -> None:
         session = self.sessions[wait.who[0]]
         if wait.seq in session.answers:
             session.answers[wait.seq] = answer
+            if answer[0] == 503:
+                del session.answers[wait.seq]
         if wait.key in self.keys:
             self.keys[wait.key][2] = answer
+            if answer[0] == 503:
+                del self.keys[wait.key]
 
     # --- deadlocks ----------------------------------------------------------------------
 
@@ -434,7 +461,8 @@ class Model:
         while cyclic := self.cyclic_waits():
             victim = max(cyclic, key=lambda wait: wait.ticket)
             self.cycles[victim.request] = {(*wait.who, wait.names) for wait in cyclic}
-            age = (victim.ticket, victim.since_ms)
+            until = self.now_ms + PLACE_MS if self.level >= 2 else float("inf")
+            age = (victim.ticket, victim.since_ms, until)
             self.sessions[victim.who[0]].ages[victim.who[1], victim.names] = age
             self.give_up(victim, (409, "deadlock"))
 
@@ -488,6 +516,12 @@ class Model:
 
     # --- time ---------------------------------------------------------------------------
 
+    def set_level(self, now_ms: int, level: int) -> None:
+        self.level = level
+        for session in self.sessions.values():
+            for key, (ticket, since_ms, _) in list(session.ages.items()):
+                session.ages[key] = (ticket, since_ms, now_ms + PLACE_MS)
+
     def leader_changed(self, now_ms: int) -> None:
         for session in self.sessions.values():
             session.deadline_ms = max(session.deadline_ms, now_ms + session.ttl_ms)
@@ -502,6 +536,11 @@ class Model:
     def expire_waits(self, now_ms: int, tickets: list[int]) -> None:
         self.now_ms = now_ms
         for ticket in tickets:
+            for session in self.sessions.values():
+                for key, age in list(session.ages.items()):
+                    if age[0] == ticket:
+                        assert age[2] <= now_ms, "a place lapsed before its time"
+                        del session.ages[key]
             for wait in [wait for wait in self.waits if wait.ticket == ticket]:
                 assert wait.deadline_ms <= now_ms, "timed out before its time"
                 self.give_up(wait, (409, "lock_timeout"))
@@ -521,6 +560,7 @@ class Model:
             any(session.deadline_ms <= now_ms for session in self.sessions.values())
             or any(wait.deadline_ms <= now_ms for wait in self.waits)
             or any(0 < grant.confirm_by_ms <= now_ms for grant in self.grants)
+            or any(age[2] <= now_ms for one in self.sessions.values() for age in one.ages.values())
         )
 
 

@@ -26,10 +26,12 @@ def sid(number: int) -> str:
 class World:
     """Applies one entry per call, encoded and decoded as the log would, and checks invariants."""
 
-    def __init__(self, sessions: int = 0, ttl_ms: int = 10_000) -> None:
+    def __init__(self, sessions: int = 0, ttl_ms: int = 10_000, level: int = 1) -> None:
         self.machine = LockMachine()
         self.index = 0
         self.now_ms = 0
+        if level > 1:
+            self.raise_level(level)
         for number in range(1, sessions + 1):
             assert self.create(number, ttl_ms)[0] == 201
 
@@ -40,6 +42,11 @@ class World:
         results = self.machine.apply(self.index, self.now_ms, decoded)
         self.machine.check_invariants()
         return results
+
+    def raise_level(self, level: int = 2) -> None:
+        self.index += 1
+        self.machine.set_level(self.index, self.now_ms, level)
+        self.machine.check_invariants()
 
     def do(self, command: Any) -> tuple[int, Any]:
         return self.entry(command)[0]
@@ -116,6 +123,9 @@ class World:
         restored.restore(data)
         restored.check_invariants()
         assert restored.snapshot() == data
-        sizes = [(each.answers_bytes, each.keys.bytes) for each in (self.machine, restored)]
+        sizes = [
+            (each.answers_bytes, each.keys.bytes, each.waits_bytes)
+            for each in (self.machine, restored)
+        ]
         assert sizes[0] == sizes[1], "two replicas would refuse at different commands"
         self.machine = restored

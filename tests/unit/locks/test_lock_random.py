@@ -13,6 +13,8 @@ from lock_model import Model
 from machine_world import sid
 
 from dss.core.locks import keys as keys_module
+from dss.core.locks import lines as lines_module
+from dss.core.locks import machine as machine_module
 from dss.core.locks import once as once_module
 from dss.core.locks.commands import (
     KEYED_CODEC,
@@ -44,6 +46,9 @@ NAMES = ["a", "b", "c"]
 def small_memories(monkeypatch):
     monkeypatch.setattr(keys_module, "IDEMPOTENCY_KEEP_MS", lock_model.KEY_MS)
     monkeypatch.setattr(once_module, "SEQUENCE_WINDOW", lock_model.WINDOW)
+    monkeypatch.setattr(once_module, "REPEATS_ANSWERED_MAX", lock_model.TOGETHER)
+    monkeypatch.setattr(lines_module, "PLACE_KEPT_MS", lock_model.PLACE_MS)
+    monkeypatch.setattr(machine_module, "PLACE_KEPT_MS", lock_model.PLACE_MS)
 
 
 class Run:
@@ -229,11 +234,22 @@ class Run:
             self.follower.leader_changed(self.index, self.now_ms)
             self.model.leader_changed(self.now_ms)
 
+    def raise_level(self) -> None:
+        self.index += 1
+        for machine in (self.machine, self.follower):
+            machine.set_level(self.index, self.now_ms, 2)
+            machine.check_invariants()
+        self.model.set_level(self.now_ms, 2)
+
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_work_with_restores_and_leader_changes__answers_as_the_model(seed):
+    """A third at the base level, a third at level 2, a third raised on the way."""
     run = Run(seed)
-    for _ in range(ENTRIES):
+    raised_at = (-1, 0, ENTRIES // 2)[seed % 3]
+    for entry in range(ENTRIES):
+        if entry == raised_at:
+            run.raise_level()
         run.step()
         if run.random.random() < 0.7:
             run.expire()

@@ -36,8 +36,8 @@ class LockAcquiring(LockOnce):
                 return answers.too_many_locks()
             if len(session.holds) + session.wait_count >= SESSION_HOLDS_MAX:
                 return answers.too_many_holds()
-            if session.ages:
-                self._forget_age(session, owner, (name,))
+            if session.places:
+                self._forget_place(session, owner, (name,))
             lock = Lock(name, mode, {}, None, command.limit)
             self._locks[name] = lock
             return self._grant(lock, session, owner, command.permits, command.confirm_ms)
@@ -61,7 +61,7 @@ class LockAcquiring(LockOnce):
                 self._open(lock, mode, command.limit)
             if lock.waiters:
                 self._suspects.append(lock.waiters[0])
-            self._forget_age(session, owner, (name,))
+            self._forget_place(session, owner, (name,))
             return self._grant(lock, session, owner, command.permits, command.confirm_ms)
         if command.wait_ms == 0:
             self.timeouts += 1
@@ -192,7 +192,7 @@ class LockAcquiring(LockOnce):
             elif busy is None and (waiters := self._locks[name].waiters):
                 self._suspects.append(waiters[0])
         if busy is None:
-            self._forget_age(session, owner, names)
+            self._forget_place(session, owner, names)
             return self._grant_all(session, owner, names)
         return self._wait(self._new_waiter("many", names, owner, command, position), session)
 

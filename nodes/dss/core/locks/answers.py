@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from dss.base.limits import (
     ANSWERS_BYTES_MAX,
+    HOLDS_MAX,
     IDEMPOTENCY_KEYS_BYTES_MAX,
     IDEMPOTENCY_KEYS_MAX,
     KIB,
@@ -20,6 +21,7 @@ from dss.base.limits import (
     SESSION_ANSWERS_BYTES_MAX,
     SESSION_HOLDS_MAX,
     WAITERS_SHOWN_MAX,
+    WAITS_BYTES_MAX,
 )
 from dss.core.locks.history import Hold
 from dss.core.locks.state import Lock, LockState, Waiter
@@ -139,6 +141,30 @@ def stopping(names: Sequence[str]) -> Result:
         "request has its old place in the line.",
     )
     return status, body | {"retry_after_ms": 100, "waiting": True}
+
+
+def client_gone(names: Sequence[str]) -> Result:
+    status, body = problem(
+        503,
+        "client_gone",
+        f"{locks_named(names)}: the client of this wait had gone, so it was ended; nothing was "
+        "done. The same request again is carried out anew.",
+    )
+    return status, body | {"retry_after_ms": 100}
+
+
+def waits_full() -> Result:
+    status, body = problem(
+        429,
+        "overloaded",
+        f"the waits of all clients take {WAITS_BYTES_MAX // MIB} MiB: wait for fewer locks, or "
+        "with shorter names",
+    )
+    return status, body | {"retry_after_ms": 1_000}
+
+
+def too_many_holders() -> Result:
+    return problem(429, "overloaded", f"locks have {HOLDS_MAX} holders: release some")
 
 
 def locks_named(names: Sequence[str]) -> str:

@@ -10,8 +10,9 @@ from dss.core.locks.acquiring import LockAcquiring
 from dss.core.locks.answers import OK, problem, session_expired
 from dss.core.locks.commands import Break, Cancel, ExpireGrants, ExpireWaits, Withdraw
 from dss.core.locks.history import BROKEN, UNCONFIRMED, Hold
-from dss.core.locks.state import Lock, Waiter
-from dss.core.machine import Result
+from dss.core.locks.journal import LAPSED, NOT_ASKED_AGAIN
+from dss.core.locks.state import Lock, Place, Waiter
+from dss.core.machine import Result, Wake
 
 
 class LockEnding(LockAcquiring):
@@ -24,20 +25,41 @@ class LockEnding(LockAcquiring):
         owner = command.owner or command.session
         waiter = session.waits.get(owner, {}).get(command.name)
         if waiter is None:
-            self._forget_age(session, owner, (command.name,))
+            self._forget_place(session, owner, (command.name,))
         if waiter is None or (command.before_ms and waiter.joined_ms > command.before_ms):
             return 200, {"cancelled": False}
+        if command.before_ms and self.level >= 2:
+            # A node says this, of a client that has gone from there; it may be back elsewhere.
+            if waiter.also:
+                return 200, {"cancelled": False}
+            if waiter.seq or waiter.key:
+                self._give_up(waiter, answers.client_gone(waiter.names))
+                return 200, {"cancelled": True}
         self._give_up(waiter, answers.cancelled(waiter.names))
         return 200, {"cancelled": True}
 
     def _withdraw(self, command: Withdraw, position: int) -> Result:
         places = set(command.places)
-        found = [each for each in self._waiters.values() if (each.index, each.position) in places]
+        found = [
+            each
+            for each in self._waiters.values()
+            if (each.index, each.position) in places
+            or (each.also and not places.isdisjoint(each.also))
+        ]
         found.sort(key=lambda each: each.ticket)
         for waiter in found:
-            if self._waiters.get(waiter.ticket) is waiter:  # not granted when another one left
-                self._keep_age(waiter)
-                self._give_up(waiter, answers.stopping(waiter.names))
+            if self._waiters.get(waiter.ticket) is not waiter:
+                continue  # granted, when another one left
+            questions = waiter.questions
+            left = [each for each in questions if each not in places]
+            told = answers.stopping(waiter.names)
+            if not left:
+                self._give_up(waiter, told)
+                self._keep_place(waiter)
+                continue
+            self._wakes += [Wake(*each, *told) for each in questions if each in places]
+            waiter.index, waiter.position = left.pop()
+            waiter.also = left or None
         return OK
 
     def _break(self, command: Break, position: int) -> Result:
@@ -64,12 +86,29 @@ class LockEnding(LockAcquiring):
     def _expire_waits(self, command: ExpireWaits, position: int) -> Result:
         for ticket in command.tickets:
             waiter = self._waiters.get(ticket)
+            if waiter is None and (place := self._places.get(ticket)) is not None:
+                self._lapse(place)
             if waiter is None or waiter.deadline_ms > self._now_ms:
                 continue
             lock = self._held_up_at(waiter)
             self.timeouts += 1
             self._give_up(waiter, answers.lock_timeout(self, lock, waiter, self._now_ms))
         return OK
+
+    def _lapse(self, place: Place) -> None:
+        """Nobody has asked for it again in time."""
+        if place.until_ms > self._now_ms:
+            return
+        session = self._sessions[place.session]
+        self._forget_place(session, place.owner, place.names)
+        self.lapses += 1
+        for name in place.names:
+            self.journal.note(
+                (
+                    LAPSED, name, session.id, session.name, place.owner, NOT_ASKED_AGAIN,
+                    self._now_ms,
+                )
+            )  # fmt: skip
 
     def _held_up_at(self, waiter: Waiter) -> Lock:
         """The lock that it would name: the first of its names that it could not have."""

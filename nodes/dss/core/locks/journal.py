@@ -17,9 +17,12 @@ from dss.core.locks.history import Hold
 WAITING: Final = "waiting"
 GAVE_UP: Final = "gave_up"
 """A wait ended without a grant."""
+LAPSED: Final = "lapsed"
+"""A place in line that was kept is given up."""
+NOT_ASKED_AGAIN: Final = "not_asked_again"
 
 WaitEvent = tuple[str, str, str, str, str, str, int]
-"""(WAITING or GAVE_UP, lock name, session id, session name, owner, mode or code, log_ms)"""
+"""(WAITING, GAVE_UP or LAPSED, lock name, session id, session name, owner, mode or code, log_ms)"""
 Happening = Hold | tuple[Hold] | WaitEvent
 """A hold: its grant. A hold in a tuple: its end."""
 Loss = tuple[str, str, int, str, str]

@@ -1,7 +1,8 @@
-"""How much room an answer takes while it is kept for a repeat: an estimate, the same on every node.
+"""How much room an answer takes while it is kept for a repeat, and a wait: estimates, the same on
+every node.
 
 Cheap (nothing is encoded) and never far below what a snapshot holds. What must not live here: how
-much room there is (base/limits.py), who is refused when there is none (once.py).
+much room there is (base/limits.py), who is refused when there is none (once.py, lines.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dss.base.limits import ANSWER_BYTES, ANSWER_ITEM_BYTES
+from dss.base.limits import ANSWER_BYTES, ANSWER_ITEM_BYTES, PLACE_BYTES, PLACE_ITEM_BYTES
 from dss.core.machine import Result
 
 
@@ -26,6 +27,14 @@ def size_of(answer: Result) -> int:
 def size_of_wait(names: Iterable[str]) -> int:
     """What the grant of a wait for these locks will take."""
     return ANSWER_BYTES + sum(ANSWER_ITEM_BYTES + _text(name) for name in names)
+
+
+def size_of_place(names: tuple[str, ...], owner: str) -> int:
+    """Of a waiter, or of its kept place, in memory."""
+    size = PLACE_BYTES + _text(owner)
+    for name in names:
+        size += PLACE_ITEM_BYTES + _text(name)
+    return size
 
 
 def _size(value: Any) -> int:

@@ -14,11 +14,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from dss.base.limits import (
-    AGES_KEPT_MAX,
+    HOLDS_MAX,
+    PLACE_KEPT_MS,
+    PLACES_KEPT_MAX,
     SESSION_HOLDS_MAX,
     TOKEN_MAX,
     WAITERS_MAX,
     WAITERS_PER_LOCK_MAX,
+    WAITS_BYTES_MAX,
 )
 from dss.core.locks import answers
 from dss.core.locks.history import UPGRADED, Hold
@@ -27,6 +30,7 @@ from dss.core.locks.kept import size_of
 from dss.core.locks.state import (
     Lock,
     LockState,
+    Place,
     Session,
     Waiter,
     joins,
@@ -58,6 +62,7 @@ class LockLines(LockState):
         self.releases = 0
         self.timeouts = 0
         self.deadlocks = 0
+        self.lapses = 0
 
     # --- grants -------------------------------------------------------------------------
 
@@ -199,21 +204,25 @@ class LockLines(LockState):
             here = len(lock.waiters or ()) if lock is not None else 0
             if here >= WAITERS_PER_LOCK_MAX or len(self._waiters) >= WAITERS_MAX:
                 return answers.too_many_waiters(name, here, self.waiting)
+        if self.level >= 2 and self.waits_bytes >= WAITS_BYTES_MAX:
+            return answers.waits_full()
         return self._no_hold(session, len(names))
 
     def _no_hold(self, session: Session, count: int) -> Result | None:
         if len(session.holds) + session.wait_count + count > SESSION_HOLDS_MAX:
             return answers.too_many_holds()
+        if self.level >= 2 and self.held + count > HOLDS_MAX:
+            return answers.too_many_holders()
         return None
 
     def _wait(self, waiter: Waiter, session: Session) -> Result:
-        """Stand in line; the place of a deadlock's victim is its own again."""
-        age = session.ages.pop((waiter.owner, waiter.names), None) if session.ages else None
-        if age is None:
+        """Stand in line; the place that was kept for it is its own again."""
+        place = self._forget_place(session, waiter.owner, waiter.names)
+        if place is None:
             self._ticket += 1
             waiter.ticket = self._ticket
         else:
-            waiter.ticket, waiter.since_ms = age
+            waiter.ticket, waiter.since_ms = place.ticket, place.since_ms
             waiter.__post_init__()
         self._enter(waiter, session)
         self._schedule(waiter.deadline_ms, waiter)
@@ -259,10 +268,16 @@ class LockLines(LockState):
         return [line[place_in(line, waiter) + 1] for line in lines if line[-1] is not waiter]
 
     def _answer(self, waiter: Waiter, session: Session, result: Result) -> None:
-        """To whoever asked last; and kept for whoever repeats the question."""
+        """To whoever asked; and kept for whoever repeats the question."""
         if waiter.seq or waiter.key:
             self._remember(waiter, session, result)
+        self._tell(waiter, result)
+
+    def _tell(self, waiter: Waiter, result: Result) -> None:
+        """Everybody who waits for its answer."""
         self._wakes.append(Wake(waiter.index, waiter.position, *result))
+        if waiter.also:
+            self._wakes += [Wake(*question, *result) for question in waiter.also]
 
     def _remember(self, waiter: Waiter, session: Session, result: Result) -> None:
         """The late answer, for a sequenced or keyed command that is repeated."""
@@ -286,14 +301,11 @@ class LockLines(LockState):
     def _place(
         self, session: Session, owner: str, names: tuple[str, ...], priority: int
     ) -> tuple[int, int]:
-        """Where a newcomer would stand: a deadlock's victim where it stood."""
-        age = session.ages.get((owner, names)) if session.ages else None
-        ticket, since_ms = age if age is not None else (self._ticket + 1, self._now_ms)
-        return rank(since_ms, priority), ticket
-
-    def _forget_age(self, session: Session, owner: str, names: tuple[str, ...]) -> None:
-        if session.ages:
-            session.ages.pop((owner, names), None)
+        """Where a newcomer would stand: where it stood, if that place is kept."""
+        place = session.places.get((owner, names)) if session.places else None
+        if place is not None:
+            return rank(place.since_ms, priority), place.ticket
+        return rank(self._now_ms, priority), self._ticket + 1
 
     def _outranks(self, lock: Lock, place: tuple[int, int]) -> bool:
         """Whether a newcomer would be first in line."""
@@ -333,12 +345,18 @@ class LockLines(LockState):
             victim = self._waiters[ticket]
             result = answers.deadlock(self, [self._waiters[each] for each in cycle])
             self.deadlocks += 1
-            self._keep_age(victim)
             self._give_up(victim, result)
+            self._keep_place(victim)
 
-    def _keep_age(self, victim: Waiter) -> None:
-        session = self._sessions[victim.session]
-        ages = session.ages = session.ages if session.ages is not None else {}
-        if len(ages) >= AGES_KEPT_MAX:
-            del ages[next(iter(ages))]
-        ages[victim.owner, victim.names] = (victim.ticket, victim.since_ms)
+    def _keep_place(self, waiter: Waiter) -> None:
+        """Of a wait that has just ended."""
+        session = self._sessions[waiter.session]
+        if session.places and len(session.places) >= PLACES_KEPT_MAX:
+            self._forget_place(session, *next(iter(session.places)))
+        until_ms = self._now_ms + PLACE_KEPT_MS if self.level >= 2 else 0
+        self._keep(
+            Place(
+                waiter.ticket, session.id, waiter.owner, waiter.names, waiter.since_ms, until_ms
+            ),
+            session,
+        )  # fmt: skip

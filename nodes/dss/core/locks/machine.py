@@ -32,6 +32,7 @@ from dss.base.limits import (
     DEADLOCK_EDGES_ENTRY_MAX,
     EXPIRY_BATCH_MAX,
     EXPIRY_RETRY_MS,
+    PLACE_KEPT_MS,
     SESSIONS_MAX,
 )
 from dss.core.locks import answers, snapshots, views
@@ -57,7 +58,7 @@ from dss.core.locks.commands import (
 )
 from dss.core.locks.ending import LockEnding
 from dss.core.locks.history import ENDED, EXPIRED, RELEASED
-from dss.core.locks.state import Due, Session, Waiter
+from dss.core.locks.state import Due, Place, Session, Waiter
 from dss.core.machine import CommandCodec, Result, Wake
 
 HOLDS_PER_EXPIRY: Final = 4
@@ -68,8 +69,8 @@ class LockMachine(LockEnding):
     """See the module. Implements core.machine.Machine.
 
     Attributes (plain ints, for metrics): `grants`, `releases`, `timeouts`, `expirations`,
-    `deadlocks` count what this process applied since it started; `held`, `waiting`, `sessions`,
-    `locks` are now's.
+    `deadlocks`, `lapses` (of kept places) count what this process applied since it started;
+    `held`, `waiting`, `sessions`, `locks` are now's.
     """
 
     def __init__(self) -> None:
@@ -141,6 +142,12 @@ class LockMachine(LockEnding):
         self._index = index
         self._now_ms = log_ms
         self.level = level
+        for session in self._sessions.values():
+            for place in (session.places or {}).values():
+                if not place.until_ms:
+                    place.until_ms = log_ms + PLACE_KEPT_MS
+                    self._places[place.ticket] = place
+                    self._schedule(place.until_ms, place)
 
     def snapshot(self) -> bytes:
         """See core.machine.Machine.snapshot. Equal states give equal bytes."""
@@ -217,6 +224,8 @@ class LockMachine(LockEnding):
             self._end_wait(waits[ticket], session, session_expired(session.id))
         for token in sorted(session.holds):
             touched[self._take_back(session.holds[token], session, how).name] = None
+        for owner, names in list(session.places or ()):
+            self._forget_place(session, owner, names)
         del self._sessions[session.id]
         self.answers_bytes -= session.answers_bytes
         self.journal.lost((session.id, "", 0, "", how))
@@ -318,7 +327,7 @@ class LockMachine(LockEnding):
             if isinstance(what, Session):
                 room -= (len(what.holds) + what.wait_count) // HOLDS_PER_EXPIRY
                 sessions.append((what.id, what.renewals))
-            elif isinstance(what, Waiter):
+            elif isinstance(what, Waiter | Place):
                 tickets.append(what.ticket)
             else:
                 tokens.append(what.token)

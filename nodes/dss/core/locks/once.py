@@ -9,7 +9,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dss.base.errors import DssError
-from dss.base.limits import ANSWERS_BYTES_MAX, SEQUENCE_WINDOW, SESSION_ANSWERS_BYTES_MAX
+from dss.base.limits import (
+    ANSWERS_BYTES_MAX,
+    REPEATS_ANSWERED_MAX,
+    SEQUENCE_WINDOW,
+    SESSION_ANSWERS_BYTES_MAX,
+)
 from dss.core.locks import answers
 from dss.core.locks.answers import problem
 from dss.core.locks.commands import (
@@ -76,17 +81,32 @@ class LockOnce(LockLines):
         return result
 
     def _rejoin(self, session: Session, command: Once, position: int) -> Result:
-        """It still waits: the repeat takes the place of the question."""
+        """It still waits: the repeat waits with it."""
         owner = command.owner or command.session
         name = command.locks[0] if isinstance(command, AcquireMany) else command.name
         waiter = session.waits.get(owner, {}).get(name)
         if waiter is None or waiter.seq != command.seq:
             return problem(409, "sequence_reused", f"command {command.seq} was another request")
-        return self._take_over(waiter, position)
+        return self._join(waiter, position)
+
+    def _join(self, waiter: Waiter, position: int) -> Result:
+        """The same request once more: which of the two has a client that still listens nobody
+        knows (a node that was stopped may send one on late), so both get the one answer."""
+        if self.level < 2:
+            return self._take_over(waiter, position)
+        questions = waiter.questions
+        if len(questions) >= REPEATS_ANSWERED_MAX:
+            self._wakes.append(Wake(*questions.pop(0), *answers.superseded(waiter.names)))
+        waiter.also = questions
+        return self._wait_on(waiter, position)
 
     def _take_over(self, waiter: Waiter, position: int) -> Result:
         """The older question is answered; the wait goes on for the newer one."""
-        self._wakes.append(Wake(waiter.index, waiter.position, *answers.superseded(waiter.names)))
+        self._tell(waiter, answers.superseded(waiter.names))
+        waiter.also = None
+        return self._wait_on(waiter, position)
+
+    def _wait_on(self, waiter: Waiter, position: int) -> Result:
         waiter.index = self._index
         waiter.position = position
         waiter.joined_ms = self._now_ms
@@ -102,7 +122,7 @@ class LockOnce(LockLines):
                 return answers.other_body(command.key)
             if entry.answer[0]:
                 return entry.answer
-            return self._take_over(self._waiters[entry.answer[1]], position)
+            return self._join(self._waiters[entry.answer[1]], position)
         if self.keys.full:
             return answers.too_many_keys()
         try:

@@ -8,7 +8,7 @@ levels add behind it. What must not live here: rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from struct import pack
@@ -22,7 +22,7 @@ from dss.base.limits import SNAPSHOT_PIECE_ROWS
 from dss.core.locks.history import Hold
 from dss.core.locks.kept import size_of, size_of_wait
 from dss.core.locks.keys import KeyEntry, KeyRow
-from dss.core.locks.state import Lock, LockState, Session, Waiter
+from dss.core.locks.state import Lock, LockState, Place, Session, Waiter
 
 SNAPSHOT_VERSION: Final = 3
 _VERSION_WITHOUT_LEVEL: Final = 2
@@ -42,8 +42,18 @@ class _State1(msgspec.Struct, array_like=True, frozen=True):
 
 
 _AnswerRow = tuple[int, int, Any]
-_AgeRow = tuple[str, tuple[str, ...], int, int]
-_SessionRow = tuple[str, str, int, int, int, int, list[_AnswerRow], list[_AgeRow]]
+
+
+class _PlaceRow(msgspec.Struct, array_like=True, frozen=True):
+    owner: str
+    names: tuple[str, ...]
+    ticket: int
+    since_ms: int
+    until_ms: int = 0
+    """Not in version 2."""
+
+
+_SessionRow = tuple[str, str, int, int, int, int, list[_AnswerRow], list[_PlaceRow]]
 _LockRow = tuple[str, str, int, list[Hold]]
 
 
@@ -65,6 +75,8 @@ class _WaiterRow(msgspec.Struct, array_like=True, frozen=True):
     position: int
     seq: int
     key: str
+    also: list[tuple[int, int]] | None = None
+    """Not in version 2."""
 
 
 class _State(msgspec.Struct, array_like=True, frozen=True):
@@ -84,6 +96,7 @@ class _State(msgspec.Struct, array_like=True, frozen=True):
 
 
 _FIELDS: Final = _WaiterRow.__struct_fields__
+_FIELDS_2: Final = _FIELDS[: _FIELDS.index("also")]
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -105,9 +118,9 @@ def pieces(state: LockState) -> Iterator[bytes]:
     version = SNAPSHOT_VERSION if levelled else _VERSION_WITHOUT_LEVEL
     head = (version, state._token, state._ticket, state._floor_ms)
     sections: tuple[_Section, ...] = (
-        (state._sessions.values(), _session_row),
+        (state._sessions.values(), partial(_session_row, levelled)),
         (state._locks.values(), _lock_row),
-        (state._waiters.values(), _waiter_row),
+        (state._waiters.values(), partial(_waiter_row, _FIELDS if levelled else _FIELDS_2)),
         (state.past.rows(), _as_it_is),
         (state.keys.items(), _key_row),
     )
@@ -138,8 +151,8 @@ def _as_it_is(row: Any) -> Any:
     return row
 
 
-def _waiter_row(waiter: Waiter) -> _WaiterRow:
-    return _WaiterRow(*[getattr(waiter, field) for field in _FIELDS])
+def _waiter_row(fields: Iterable[str], waiter: Waiter) -> Sequence[Any]:
+    return [getattr(waiter, field) for field in fields]
 
 
 def _key_row(item: tuple[str, KeyEntry]) -> KeyRow:
@@ -147,12 +160,15 @@ def _key_row(item: tuple[str, KeyEntry]) -> KeyRow:
     return (key, entry.digest, entry.until_ms, *entry.answer)
 
 
-def _session_row(session: Session) -> _SessionRow:
+def _session_row(levelled: bool, session: Session) -> Sequence[Any]:
     answers = [(seq, *answer) for seq, answer in (session.answers or {}).items()]
-    ages = [(*key, *age) for key, age in (session.ages or {}).items()]
+    places = [
+        (each.owner, each.names, each.ticket, each.since_ms, *((each.until_ms,) * levelled))
+        for each in (session.places or {}).values()
+    ]
     return (
         session.id, session.name, session.ttl_ms, session.deadline_ms, session.renewals,
-        session.floor, answers, ages,
+        session.floor, answers, places,
     )  # fmt: skip
 
 
@@ -224,15 +240,19 @@ def _fill(state: LockState, found: _State) -> None:
     state._ticket = found.ticket
     state._floor_ms = found.floor_ms
     state._sessions = {}
-    for session_id, name, ttl_ms, deadline_ms, renewals, floor, answers, ages in found.sessions:
+    state._places = {}
+    state._due = []
+    state.waits_bytes = 0
+    for session_id, name, ttl_ms, deadline_ms, renewals, floor, answers, places in found.sessions:
         session = Session(session_id, name, ttl_ms, deadline_ms, renewals, {}, {}, floor=floor)
         if answers:
             session.answers = {seq: (status, body) for seq, status, body in answers}
             session.answers_bytes = sum(map(size_of, session.answers.values()))
-        if ages:
-            session.ages = {
-                (owner, names): (ticket, since_ms) for owner, names, ticket, since_ms in ages
-            }
+        for row in places:
+            place = Place(
+                row.ticket, session_id, row.owner, row.names, row.since_ms, row.until_ms
+            )  # fmt: skip
+            state._keep(place, session)
         state._sessions[session_id] = session
     state.answers_bytes = sum(each.answers_bytes for each in state._sessions.values())
     state._locks = {}
@@ -241,8 +261,8 @@ def _fill(state: LockState, found: _State) -> None:
     state.held = 0
     for name, mode, limit, holds in found.locks:
         _fill_lock(state, Lock(name, mode, {}, limit=limit), holds)
-    for row in found.waiters:
-        waiter = Waiter(*[getattr(row, field) for field in _FIELDS])
+    for each in found.waiters:
+        waiter = Waiter(*[getattr(each, field) for field in _FIELDS])
         state._enter(waiter, state._sessions[waiter.session])
     state.past.restore(found.history)
     state.keys.restore(found.keys, partial(_size_of_keyed, state))

@@ -17,6 +17,7 @@ from dss.base.levels import BASE_LEVEL
 from dss.base.limits import PRIORITY_STEP_MS
 from dss.core.locks.history import History, Hold
 from dss.core.locks.journal import Journal
+from dss.core.locks.kept import size_of_place
 from dss.core.locks.keys import Keys
 
 UPGRADE_RANK: Final = -(1 << 60)
@@ -47,7 +48,15 @@ class Waiter(msgspec.Struct, eq=False, gc=False):
     position: int
     seq: int = 0
     key: str = ""
+    also: list[tuple[int, int]] | None = None
+    """The places of earlier questions of the same number or key: they get the same answer."""
     rank: int = 0
+
+    @property
+    def questions(self) -> list[tuple[int, int]]:
+        """The places of all that wait for its answer, the newest last."""
+        newest = (self.index, self.position)
+        return [*self.also, newest] if self.also else [newest]
 
     def __post_init__(self) -> None:
         self.rank = UPGRADE_RANK if self.kind == "upgrade" else rank(self.since_ms, self.priority)
@@ -60,6 +69,18 @@ def rank(since_ms: int, priority: int) -> int:
     plus waiting time) written so that two waiters never change places.
     """
     return since_ms - priority * PRIORITY_STEP_MS
+
+
+class Place(msgspec.Struct, eq=False, gc=False):
+    """A place in line, kept for a while: its wait ended without its client's will."""
+
+    ticket: int
+    session: str
+    owner: str
+    names: tuple[str, ...]
+    since_ms: int
+    until_ms: int = 0
+    """It lapses then; 0: with its session (kept below level 2)."""
 
 
 class Lock(msgspec.Struct, eq=False, gc=False):
@@ -92,13 +113,13 @@ class Session(msgspec.Struct, eq=False, gc=False):
     """The client has the answers of all its sequenced commands up to here."""
     answers: dict[int, tuple[int, Any]] | None = None
     """By sequence number, above `floor`; while its waiter waits (0, what its answer may take)."""
-    ages: dict[tuple[str, tuple[str, ...]], tuple[int, int]] | None = None
-    """(owner, names) -> (ticket, since_ms) of a deadlock's victim: its next try keeps them."""
+    places: dict[tuple[str, tuple[str, ...]], Place] | None = None
+    """By (owner, names): the next try has its old place again."""
     answers_bytes: int = 0
     """Of `answers`, as kept.size_of counts: derived."""
 
 
-Due = Session | Waiter | Hold
+Due = Session | Waiter | Hold | Place
 
 
 class LockState:
@@ -114,6 +135,7 @@ class LockState:
         self._locks: dict[str, Lock] = {}
         self._waiters: dict[int, Waiter] = {}
         self._unconfirmed: dict[int, Hold] = {}
+        self._places: dict[int, Place] = {}  # those that lapse, by ticket
         self._token = 0
         self._ticket = 0
         self._floor_ms = 0
@@ -124,6 +146,7 @@ class LockState:
         self._moved_up: dict[str, None] = {}
         self.held = 0
         self.answers_bytes = 0  # of all sessions
+        self.waits_bytes = 0  # of all waiters and kept places, as kept.py counts: derived
         self.past = History()
         self.keys = Keys()
         self.journal = Journal()
@@ -183,6 +206,7 @@ class LockState:
         mine.update(dict.fromkeys(waiter.names, waiter))
         session.wait_count += len(waiter.names)
         self._waiters[waiter.ticket] = waiter
+        self.waits_bytes += size_of_place(waiter.names, waiter.owner)
 
     def _leave(self, waiter: Waiter, session: Session) -> None:
         """The inverse of `_enter`; the locks stay, for the caller to settle."""
@@ -205,6 +229,25 @@ class LockState:
                 del mine[name]
         session.wait_count -= len(waiter.names)
         del self._waiters[waiter.ticket]
+        self.waits_bytes -= size_of_place(waiter.names, waiter.owner)
+
+    def _keep(self, place: Place, session: Session) -> None:
+        """Remember it, and schedule its end if it has one."""
+        if session.places is None:
+            session.places = {}
+        session.places[place.owner, place.names] = place
+        self.waits_bytes += size_of_place(place.names, place.owner)
+        if place.until_ms:
+            self._places[place.ticket] = place
+            self._schedule(place.until_ms, place)
+
+    def _forget_place(self, session: Session, owner: str, names: tuple[str, ...]) -> Place | None:
+        """The inverse of `_keep`; None: none is kept."""
+        place = session.places.pop((owner, names), None) if session.places else None
+        if place is not None:
+            self._places.pop(place.ticket, None)
+            self.waits_bytes -= size_of_place(names, owner)
+        return place
 
     # --- when things end ----------------------------------------------------------------
 
@@ -216,6 +259,7 @@ class LockState:
         self._push_due(at_ms, what)
         # Ended sessions and granted waits leave entries behind: rebuild when most are dead.
         alive = len(self._sessions) + len(self._waiters) + len(self._unconfirmed)
+        alive += len(self._places)
         if len(self._due) > 1_024 + 2 * alive:
             self._rebuild_due()
 
@@ -225,6 +269,7 @@ class LockState:
             *((self.session_deadline_ms(each), each) for each in self._sessions.values()),
             *((each.deadline_ms, each) for each in self._waiters.values()),
             *((each.confirm_by_ms, each) for each in self._unconfirmed.values()),
+            *((each.until_ms, each) for each in self._places.values()),
         ]
         for at_ms, what in ends:
             self._due_ticket += 1
@@ -239,6 +284,8 @@ class LockState:
             return self.session_deadline_ms(what) if alive else None
         if isinstance(what, Waiter):
             return what.deadline_ms if self._waiters.get(what.ticket) is what else None
+        if isinstance(what, Place):
+            return what.until_ms if self._places.get(what.ticket) is what else None
         return what.confirm_by_ms if self._unconfirmed.get(what.token) is what else None
 
     # --- what must be true --------------------------------------------------------------
@@ -259,10 +306,22 @@ class LockState:
         assert standing == sum(
             len(mine) for session in sessions for mine in session.waits.values()
         ), "an index of waits is wrong"
+        self._check_places()
         scheduled = {id(what) for _, _, what in self._due}
-        for what in (*sessions, *self._waiters.values(), *self._unconfirmed.values()):
+        ends = (*sessions, *self._waiters.values(), *self._unconfirmed.values())
+        for what in (*ends, *self._places.values()):
             assert id(what) in scheduled, f"would never expire: {what}"
         self.past.check_invariants()
+
+    def _check_places(self) -> None:
+        kept = [each for one in self._sessions.values() for each in (one.places or {}).values()]
+        lapsing = {each.ticket: each for each in kept if each.until_ms}
+        assert lapsing == self._places, "an index of kept places is wrong"
+        for place in kept:
+            assert place.ticket not in self._waiters, f"waits, and its place is kept: {place}"
+        standing: list[Place | Waiter] = [*kept, *self._waiters.values()]
+        size = sum(size_of_place(each.names, each.owner) for each in standing)
+        assert size == self.waits_bytes, (size, self.waits_bytes)
 
     def _check_holders(self, lock: Lock, tokens: dict[int, str]) -> None:
         holders = lock.holders

@@ -96,7 +96,7 @@ def list_held(
 
 
 def describe_session(state: LockState, session_id: str, log_ms: int) -> dict[str, Any] | None:
-    """One session, or None: `{session, ttl_ms, name, expires_in_ms, held, waiting, locks}`."""
+    """One session, or None: its ids and times, what it holds, its kept places in lines."""
     session = state.find_session(session_id)
     if session is None:
         return None
@@ -112,6 +112,14 @@ def describe_session(state: LockState, session_id: str, log_ms: int) -> dict[str
         "held": len(session.holds),
         "waiting": session.wait_count,
         "locks": locks,
+        "kept": [
+            {
+                "names": list(place.names),
+                "owner": place.owner,
+                "lapses_in_ms": max(0, place.until_ms - log_ms) if place.until_ms else None,
+            }
+            for place in (session.places or {}).values()
+        ],
     }
 
 
