@@ -437,12 +437,14 @@ def test_long_acquire__asks_again_in_time_and_keeps_one_grant(
     """The node answers 200 twice: it was granted between the two questions."""
     ask_often(monkeypatch)
     asked: list[Any] = []
+    granted: list[Any] = []
 
     def acquire(body: Any) -> Reply:
         asked.append(body)
         if len(asked) < 3:
             time.sleep(0.25)
             return 409, {"code": "superseded", "detail": "a newer request"}
+        granted.append(body)
         time.sleep(0.15)
         return LOCKS["POST /v1/locks/a%2Fb/acquire"]
 
@@ -450,10 +452,10 @@ def test_long_acquire__asks_again_in_time_and_keeps_one_grant(
     node = serve({**LOCKS, "POST /v1/locks/a%2Fb/acquire": acquire, released: (200, {})})
     assert dss(node, "lock", "acquire", "a/b", "--json", "--wait", "9", "--ttl", "60") == 0
     assert json.loads(capsys.readouterr().out)["token"] == 7
-    assert len(asked) >= 4
+    assert len(granted) >= 2
     assert {body["session"] for body in asked} == {"s1"}
     extra = [body for line, body in node.requests if line == released]
-    assert extra == [{"session": "s1", "token": 7}] * (len(asked) - 3)
+    assert extra == [{"session": "s1", "token": 7}] * (len(granted) - 1)
 
 
 def test_long_acquire__the_refusal_that_counts_is_said(
