@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from dss.api.stream import StreamConnection
-from dss.drivers.locks import LockService, Waiting
+from dss.drivers.gone_clients import Waiting
+from dss.drivers.locks import LockService
 
 
 class LockStream:
     """An api.stream.StreamSession, and the sink that its requests are answered to."""
 
-    __slots__ = ("_connection", "_service", "_waits")
+    __slots__ = ("_connection", "_ended", "_service", "_waits")
 
     def __init__(self, service: LockService, connection: StreamConnection) -> None:
         self._service = service
         self._connection = connection
         self._waits: dict[int, Waiting] = {}
+        self._ended = False
 
     def submit(self, payload: bytes) -> None:
         """See api.stream.StreamSession."""
@@ -28,6 +30,7 @@ class LockStream:
 
     def end(self) -> None:
         """The client has gone: its waits end soon, unless it comes back to them."""
+        self._ended = True
         self._service.stream_ended(self, self._waits)
 
     def take(self, request_ids: Sequence[int]) -> int:
@@ -41,7 +44,9 @@ class LockStream:
     def answer(self, request_id: int, status: int, body: Any) -> None:
         """See drivers.ports.Sink."""
         if self._waits:
-            self._waits.pop(request_id, None)
+            wait = self._waits.pop(request_id, None)
+            if self._ended and wait is not None and status == 200:
+                self._service.gone.undelivered(wait, body)
         self._connection.answer(request_id, status, body)
 
     def push(self, body: Any) -> None:

@@ -40,7 +40,8 @@ from dss.core.locks.commands import (
     VerifyToken,
     Write,
 )
-from dss.drivers.locks import LockService, Waiting
+from dss.drivers.gone_clients import Waiting
+from dss.drivers.locks import LockService
 from dss.observe.logs import event
 
 KEY_HEADER: Final = "Idempotency-Key"
@@ -64,9 +65,15 @@ def idempotency_key(request: web.Request) -> str:
 def _key_of(request: web.Request, command: Write | Break) -> str:
     """As `idempotency_key`, for a command that may be sequenced instead."""
     key = idempotency_key(request)
-    if key and getattr(command, "seq", 0):
+    sequenced: int = getattr(command, "seq", 0)
+    if key and sequenced:
         raise Invalid(f"one of {KEY_HEADER} and seq: each makes a request be carried out once")
     return key
+
+
+def _has_gone(request: web.Request) -> bool:
+    """Whether it is known that nobody can get the answer any more."""
+    return request.transport is None or request.transport.is_closing()
 
 
 class _Handlers:
@@ -79,17 +86,21 @@ class _Handlers:
         return result_response(*await self._service.write(command, _key_of(request, command)))
 
     async def _wait(self, request: web.Request, command: Waiting) -> Any:
-        """As `_write`, for what may wait long: the wait ends when its client has gone."""
-        answer = self._service.write(command, _key_of(request, command))
-        if command.wait_ms <= HANG_UP_LOOK_S * 1_000:
-            return result_response(*await answer)
-        future = asyncio.ensure_future(answer)
-        while not future.done():
-            await asyncio.wait((future,), timeout=HANG_UP_LOOK_S)
-            if request.transport is None or request.transport.is_closing():
-                self._service.client_gone(lambda: [] if future.done() else [command])
-                break
-        return result_response(*await future)
+        """As `_write`, for what may wait long: when its client has gone, its wait ends, and what
+        it was granted goes back."""
+        key = _key_of(request, command)
+        answer = asyncio.ensure_future(self._service.write(command, key))
+        noticed = False
+        if command.wait_ms > HANG_UP_LOOK_S * 1_000:
+            while not answer.done() and not noticed:
+                await asyncio.wait((answer,), timeout=HANG_UP_LOOK_S)
+                noticed = _has_gone(request)
+            if noticed:
+                self._service.gone.left(command, answer, bool(key))
+        result = await answer
+        if not noticed and _has_gone(request):
+            self._service.gone.left(command, answer, bool(key))
+        return result_response(*result)
 
     # --- sessions -----------------------------------------------------------------------
 

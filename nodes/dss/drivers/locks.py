@@ -21,7 +21,6 @@ from dss.base.ids import LOCK_GROUP
 from dss.base.limits import (
     BATCH_ITEMS_MAX,
     FORWARDED_READ_RETRY_MS,
-    GONE_CLIENT_MS,
     STREAM_IN_FLIGHT_MAX,
 )
 from dss.core.locks.answers import session_expired
@@ -32,7 +31,6 @@ from dss.core.locks.commands import (
     Acquire,
     AcquireMany,
     Break,
-    Cancel,
     ExplainLock,
     GetLock,
     Keyed,
@@ -49,6 +47,7 @@ from dss.core.locks.commands import (
 )
 from dss.core.locks.machine import LockMachine
 from dss.core.machine import Result, join_items, strip_array_header
+from dss.drivers.gone_clients import GoneClients, Waiting
 from dss.drivers.lock_events import LockEvents, Watcher
 from dss.drivers.ports import Consensus, Sink, StreamSink
 from dss.observe.metrics import Registry
@@ -57,9 +56,6 @@ from dss.transport.ports import Peer, Transport
 READ_METHOD: Final = "locks.read"
 END_WAITS_LOOK_S: Final = 0.01
 """Between two looks at the waits of a node that stops: their answers come with the log."""
-
-Waiting = Acquire | AcquireMany | Upgrade
-"""What may wait in line."""
 
 _WAITING: Final = frozenset((Acquire, AcquireMany, Upgrade))
 
@@ -94,8 +90,8 @@ class LockService:
         self._transport = transport
         self._read_timeout_ms = read_timeout_ms
         self._tasks: dict[asyncio.Task[None], None] = {}
-        self._stopped = False
         self.events = LockEvents(consensus)
+        self.gone = GoneClients(consensus, self.write, self._spawn)
 
     async def start(self) -> None:
         """Answer other nodes' reads. The lock group itself is opened by the composition root."""
@@ -104,7 +100,7 @@ class LockService:
 
     async def stop(self) -> None:
         """Cancel reads under way; writes end with consensus."""
-        self._stopped = True
+        self.gone.stopped = True
         self.events.stop()
         tasks = list(self._tasks)
         for task in tasks:
@@ -221,7 +217,7 @@ class LockService:
         """Nobody listens to it any more; `waits` have no answer yet, while they stand there."""
         self.events.unwatch(sink)
         if waits:
-            self.client_gone(lambda: list(waits.values()))
+            self.gone.left_stream(waits)
 
     async def _answer_reads(self, sink: Sink, reads: Sequence[tuple[int, Read]]) -> None:
         """One ReadIndex round, or one call to the leader, for all reads of a message."""
@@ -255,29 +251,6 @@ class LockService:
         if not key:
             return self._consensus.call(LOCK_GROUP, checked)
         return self._consensus.call(LOCK_GROUP, _checked(_keyed(checked, key)))
-
-    def client_gone(self, unanswered: Callable[[], Sequence[Waiting]]) -> None:
-        """Whoever asked for these has gone: unless it comes back soon, it waits no longer.
-
-        Args:
-            unanswered: asked when that time is over. A client that came back, over whichever
-                node, has taken its wait over, and that has answered the older question.
-        """
-        before_ms = max(1, self._consensus.log_ms(LOCK_GROUP))
-        loop = asyncio.get_running_loop()
-        loop.call_later(GONE_CLIENT_MS / 1_000, self._cancel_waits, unanswered, before_ms)
-
-    def _cancel_waits(self, unanswered: Callable[[], Sequence[Waiting]], before_ms: int) -> None:
-        waits = unanswered()
-        if waits and not self._stopped:
-            self._spawn(self._cancel_all(waits, before_ms))
-
-    async def _cancel_all(self, waits: Sequence[Waiting], before_ms: int) -> None:
-        """A cancel that fails is no loss: the wait has its own time limit."""
-        for wait in waits:
-            name = wait.locks[0] if isinstance(wait, AcquireMany) else wait.name
-            with contextlib.suppress(DssError):
-                await self.write(Cancel(wait.session, name, wait.owner, before_ms))
 
     async def read(self, query: Read) -> Result:
         """One linearizable read."""

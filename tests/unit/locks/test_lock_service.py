@@ -15,7 +15,7 @@ from dss.core.locks.commands import (
     SessionEnd,
     SessionKeepalive,
 )
-from dss.drivers import locks as locks_module
+from dss.drivers import gone_clients as gone_module
 from dss.drivers.locks import LockService, register_metrics
 from dss.observe.metrics import Registry
 
@@ -305,7 +305,7 @@ def test_node_stops_without_a_quorum__gives_up_in_time():
 
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_stream_breaks__the_wait_ends_unless_another_node_took_it_over(comes_back, monkeypatch):
-    monkeypatch.setattr(locks_module, "GONE_CLIENT_MS", 20)
+    monkeypatch.setattr(gone_module, "GONE_CLIENT_MS", 20)
 
     async def scenario():
         consensus, sink = FakeConsensus(), ListSink()
