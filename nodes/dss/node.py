@@ -32,6 +32,7 @@ from dss.core.raft.settings import RaftSettings
 from dss.drivers import raft_metrics
 from dss.drivers.founding import Founding
 from dss.drivers.host import Host
+from dss.drivers.levels import LevelKeeper
 from dss.drivers.raft_admin import RaftAdmin
 from dss.drivers.raft_members import RaftMembers
 from dss.drivers.split_vote import SplitVote, settings_of
@@ -99,6 +100,7 @@ class Node:
         self._routes: list[Route] = []
         self._members: RaftMembers | None = None
         self._locks: LockService | None = None
+        self._host: Host | None = None
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -123,6 +125,8 @@ class Node:
                 log.info("stopping%s", f": {self._failed}" if self._failed else "")
         finally:
             data_dir.close()
+        if self._host is not None and self._host.unsupported:
+            return EXIT_CONFIG
         return EXIT_FAILED if self._failed else 0
 
     async def _start(self, stack: contextlib.AsyncExitStack, data_dir: DataDir) -> None:
@@ -133,6 +137,7 @@ class Node:
             data_dir.incarnation,
             data_dir.boot_id,
             config.cluster_secret.encode(),
+            feature_level=config.feature_level_max,
         )
         links = Links(identity, config.me, config.bind_host, config.peers)
         stack.push_async_callback(links.stop)
@@ -150,6 +155,7 @@ class Node:
             links=links,
             host=host,
             ignores_backoff=config.test_mode == "split-vote-no-backoff",
+            feature_level=config.feature_level_max,
         )
         self._routes += cluster.routes(admin) + cluster.member_routes(config, self._members)
         monitor = ProcessMonitor(
@@ -256,7 +262,9 @@ class Node:
             stop_node=self._fail,
             snapshot_every_entries=config.snapshot_every_entries,
             split_vote=split_vote,
+            feature_level=config.feature_level_max,
         )
+        self._host = host
         raft_metrics.register(self.registry, host)
         return host
 
@@ -299,7 +307,7 @@ class Node:
         register_metrics(self.registry, locks)
         self._locks = locks
         self._members = RaftMembers(self.config, host, links)
-        self._services += [founding, metadata, locks, self._members]
+        self._services += [founding, metadata, locks, self._members, LevelKeeper(host)]
         self._routes += locks_api.routes(locks)
 
     def _queue_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:
@@ -312,7 +320,7 @@ class Node:
         view = MetadataView(links, self.config)
         queues = QueueService(host, links, view, self.config)
         queue_metrics.register(self.registry, queues)
-        self._services += [view, queues]
+        self._services += [view, queues, LevelKeeper(host)]
         self._routes += queues_api.routes(queues)
 
     def _cache_role(self, host: Host | None, links: Links, data_dir: DataDir) -> None:

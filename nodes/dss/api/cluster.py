@@ -14,6 +14,7 @@ from aiohttp import web
 from dss.api.problem import path_name, read_json, result_response
 from dss.api.routes import Route
 from dss.base.errors import WrongRole
+from dss.base.levels import BASE_LEVEL
 from dss.base.limits import BACKOFF_MS_MAX, NAME_BYTES_MAX
 from dss.drivers.raft_admin import RaftAdmin
 from dss.drivers.raft_members import RaftMembers
@@ -53,10 +54,13 @@ class RaftStatus(msgspec.Struct, kw_only=True):
     """Changes with every start of the process."""
     role: str
     """`lock`, `queue` or `cache`."""
+    feature_level: int
+    """The newest that this node supports, as it is set up; each group has its own."""
     links: dict[str, LinkView]
     """The peer link to every other node of the cluster."""
     groups: list[dict[str, Any]]
-    """`group_id`, `role`, `leader`, `term`, `voted_for`, `last_log_term`, `last_log_index`, …"""
+    """`group_id`, `role`, `leader`, `term`, `voted_for`, `last_log_term`, `last_log_index`,
+    `feature_level`, …"""
 
 
 GroupId = Annotated[int, msgspec.Meta(ge=0)]
@@ -105,6 +109,8 @@ class MemberView(msgspec.Struct):
     lag: int
     """Log entries that it has not acknowledged yet."""
     last_contact_ms: int
+    supports_level: int | None = None
+    """The newest feature level that it supports; null: it is not linked."""
 
 
 class GroupMembersView(msgspec.Struct):
@@ -113,6 +119,7 @@ class GroupMembersView(msgspec.Struct):
     term: int
     change_under_way: bool
     members: list[MemberView]
+    feature_level: int = BASE_LEVEL
 
 
 class MembersView(msgspec.Struct):

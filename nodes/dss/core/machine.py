@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import msgspec
 
 from dss.base.errors import Invalid
+from dss.base.levels import BASE_LEVEL
 
 Result = tuple[int, Any]
 """(status, body): an HTTP status and a msgpack/JSON-able body; status >= 400 bodies carry
@@ -117,9 +118,20 @@ _BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 class CommandCodec:
     """Typed encoding of command items.
 
+    A command that came with a feature level says so, and is proposed at that level only:
+
+        since_level: ClassVar[int] = 2                         the whole command
+        field_levels: ClassVar[dict[str, int]] = {"fair": 2}   a field, when it is not its default
+
+    A new field is for commands that refuse unknown ones (`forbid_unknown_fields=True`), because
+    a node of an older release must not take one for its own command: else make a new command.
+
     Args:
         ops: op name -> struct type of its args (`msgspec.Struct`, `omit_defaults=True`, bounds
             written as `Annotated[..., msgspec.Meta(...)]`, so that decoding validates).
+
+    Attributes:
+        newest_level: what its newest command needs.
     """
 
     def __init__(self, ops: Mapping[str, type[msgspec.Struct]]) -> None:
@@ -127,6 +139,20 @@ class CommandCodec:
         self._names = {kind: op for op, kind in ops.items()}
         self._items = msgspec.msgpack.Decoder(list[tuple[int, str, msgspec.Raw]])
         self._encoder = msgspec.msgpack.Encoder()
+        self._since = {kind: _levels_of(kind) for kind in ops.values()}
+        self.newest_level = BASE_LEVEL
+        for since, fields in self._since.values():
+            self.newest_level = max(
+                self.newest_level, since, *(level for _, level in fields.values())
+            )
+
+    def level_of(self, command: msgspec.Struct) -> int:
+        """The feature level that `command` needs."""
+        since, fields = self._since[type(command)]
+        for field, (default, level) in fields.items():
+            if level > since and getattr(command, field) != default:
+                since = level
+        return since
 
     @property
     def ops(self) -> frozenset[str]:
@@ -165,6 +191,15 @@ class CommandCodec:
     def encode_item(self, request_id: int, command: msgspec.Struct) -> bytes:
         """One `[request_id, op, args]` item, to be joined by `join_items`."""
         return self._encoder.encode((request_id, self._names[type(command)], command))
+
+
+def _levels_of(kind: type[msgspec.Struct]) -> tuple[int, dict[str, tuple[Any, int]]]:
+    """(level of the command, field -> (its default, its level))."""
+    defaults = {each.name: each.default for each in msgspec.structs.fields(kind)}
+    fields = getattr(kind, "field_levels", {})
+    return getattr(kind, "since_level", BASE_LEVEL), {
+        field: (defaults[field], level) for field, level in fields.items()
+    }
 
 
 def join_items(count: int, items: Sequence[bytes]) -> bytes:

@@ -6,18 +6,22 @@ What must not live here: the cycle and effects (engine.py), snapshots (snapshott
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from dss.base import limits
 from dss.core.machine import PENDING
 from dss.core.raft import effects as fx
 from dss.core.raft import membership as members
-from dss.core.raft.messages import COMMAND, NOOP, Entry
+from dss.core.raft.messages import COMMAND, CONFIGURATION, LEVEL, NOOP, Entry
+from dss.drivers import levels
 from dss.drivers.group import NULL_SINK, Flight, Group
 from dss.drivers.ports import Sink
 
 if TYPE_CHECKING:
     from dss.drivers.engine import Engine
+
+log = logging.getLogger("dss.raft")
 
 
 class Applying:
@@ -67,8 +71,10 @@ class Applying:
                 machine.leader_changed(entry.index, entry.log_ms)
                 # The core starts its log time when it hears that the no-op is applied.
                 self._engine.touch(group)
-            else:
+            elif entry.kind in (CONFIGURATION, LEVEL):
                 self._apply_configuration(group, entry)
+            else:
+                raise levels.unknown_kind(group.gid, entry)
             group.applied_index = entry.index
             group.applied_log_ms = entry.log_ms
             group.entries_since_snapshot += 1
@@ -125,7 +131,12 @@ class Applying:
             position += count
 
     def _apply_configuration(self, group: Group, entry: Entry) -> None:
-        group.configuration = members.decode(entry.payload)
+        group.configuration = members.changed(group.configuration, entry)
+        level = group.configuration.feature_level
+        if level != group.machine.level:
+            assert level > group.machine.level, f"group {group.gid} falls to level {level}"
+            group.machine.set_level(entry.index, entry.log_ms, level)
+            log.info("group %d: feature level %d from %d on", group.gid, level, entry.index)
         term, done = group.changes.pop(entry.index, (entry.term, None))
         if done is not None:
             done("" if term == entry.term else "indeterminate")

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from dss.base import limits
+from dss.base.levels import BASE_LEVEL, FEATURE_LEVEL
 from dss.core.machine import Machine, join_items
 from dss.core.raft import effects as fx
 from dss.core.raft.log import SnapshotMeta
@@ -32,6 +33,7 @@ from dss.core.raft.messages import (
 )
 from dss.core.raft.raft import Raft
 from dss.core.raft.settings import RaftSettings, RandomSource
+from dss.drivers import levels
 from dss.drivers.applying import Applying
 from dss.drivers.group import NULL_SINK, ChangeDone, EngineHooks, Flight, Group, incarnations
 from dss.drivers.ports import Sink
@@ -53,6 +55,10 @@ class Engine:
         recovered: what `Wal.open` gave, by group id.
         snapshots: where snapshots live.
         rng: gives each group its own seeded randomness.
+        feature_level: what this node supports: its release's, or less when it is held back.
+
+    Raises:
+        ConfigProblem: what was recovered needs a higher level, or a newer release.
     """
 
     def __init__(
@@ -68,7 +74,10 @@ class Engine:
         hooks: EngineHooks,
         snapshot_every_entries: int = limits.SNAPSHOT_EVERY_ENTRIES,
         snapshot_every_bytes: int = limits.SNAPSHOT_EVERY_BYTES,
+        feature_level: int = FEATURE_LEVEL,
     ) -> None:
+        levels.check_recovered(recovered, feature_level)
+        self.feature_level = feature_level
         self.node_id = node_id
         self.incarnation = incarnation
         self.wal = wal
@@ -100,6 +109,8 @@ class Engine:
         """Found `gid` with its first configuration; durable with the next cycle's sync."""
         if gid in self.groups or gid in self.recovered:
             return
+        # Whatever its members' level is by now: what the log begins with is of the first one.
+        configuration = msgspec.structs.replace(configuration, feature_level=BASE_LEVEL)
         self.wal.create_group(gid, configuration)
         self.unsynced = True
         self._start(GroupState(gid, configuration, 0, None, 0, 0, 0, []), machine)
@@ -112,6 +123,7 @@ class Engine:
             return False
         if state.snapshot_index:
             machine.restore(self.snapshots.load(gid, state.snapshot_index))
+        assert machine.level == state.configuration.feature_level, (gid, machine.level, state)
         self._start(state, machine)
         return True
 
@@ -193,6 +205,10 @@ class Engine:
             self._propose_cut(gid, rids, items, commands, sink)
             return
         group = self.groups[gid]
+        if group.machine.codec.newest_level > group.level:
+            rids, items, commands = levels.admitted(group, rids, items, commands, sink)
+            if not rids:
+                return
         pending = group.pending
         if (
             not pending
@@ -233,13 +249,31 @@ class Engine:
         self.touch(group)
         self.hooks.wake()
 
-    def change_members(self, gid: int, member: Member, *, remove: bool, done: ChangeDone) -> None:
-        """Add `member` as a learner, or remove it: `done` once that is committed, or is not."""
-        group = self.groups[gid]
+    def change_members(
+        self,
+        gid: int,
+        member: Member,
+        *,
+        remove: bool,
+        done: ChangeDone,
+        feature_level: int = BASE_LEVEL,
+    ) -> None:
+        """Add `member`, which supports `feature_level`, as a learner, or remove it: `done` once
+        that is committed, or is not."""
+        ref = self._change(gid, done)
+        self.event(gid, fx.ChangeMembers(ref, member, remove, feature_level))
+
+    def raise_level(self, gid: int, level: int, done: ChangeDone) -> None:
+        """To what each of the present members supports: `done` as for a change of members."""
+        configuration = self.groups[gid].raft.membership.configuration
+        members = configuration.voters + configuration.learners
+        self.event(gid, fx.RaiseLevel(self._change(gid, done), level, members))
+
+    def _change(self, gid: int, done: ChangeDone) -> int:
         ref = self._next_ref
         self._next_ref += 1
-        group.changes_by_ref[ref] = done
-        self.event(gid, fx.ChangeMembers(ref, member, remove))
+        self.groups[gid].changes_by_ref[ref] = done
+        return ref
 
     def event(self, gid: int, event: fx.Event) -> None:
         """Any other event for one group (Transfer, …)."""
@@ -406,6 +440,8 @@ class Engine:
             self.snapshotting.store_chunk(group, effect)
         elif isinstance(effect, fx.MembersChanged):
             group.members = incarnations(effect.configuration)
+            group.level = effect.configuration.feature_level
+            levels.check_level(group.gid, group.level, self.feature_level)
         elif isinstance(effect, fx.ChangeProposed):
             done = group.changes_by_ref.pop(effect.ref)
             group.changes[effect.index] = (group.raft.term, done)

@@ -102,6 +102,7 @@ class Group:
         "inbox",
         "install",
         "leaderless_ms",
+        "level",
         "listed",
         "machine",
         "members",
@@ -125,6 +126,9 @@ class Group:
         self.machine = machine
         self.configuration = configuration  # at `applied_index`
         self.members = incarnations(raft.membership.configuration)
+        self.level = raft.membership.configuration.feature_level
+        """Of the log as it stands; the machine's is that of what is applied. What a leader appends
+        comes behind the entry that raised it, or, with that entry, not at all."""
         self.changes_by_ref: dict[int, ChangeDone] = {}
         self.changes: dict[int, tuple[int, ChangeDone]] = {}
         self.inbox: list[fx.Event] = []

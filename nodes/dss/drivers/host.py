@@ -18,11 +18,13 @@ from typing import Any, Final
 import msgspec
 
 from dss.base import limits
-from dss.base.errors import NoQuorum, StorageFailed, Unavailable
+from dss.base.errors import ConfigProblem, NoQuorum, StorageFailed, Unavailable
+from dss.base.levels import FEATURE_LEVEL
 from dss.core.machine import Machine
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, RaftMessage, VoteRequest
 from dss.core.raft.settings import RaftSettings
+from dss.drivers import levels
 from dss.drivers.calls import CallSink
 from dss.drivers.engine import Engine
 from dss.drivers.forwarding import Forwarder
@@ -75,6 +77,7 @@ class Host:
         stop_node: Callable[[str], None],
         snapshot_every_entries: int = limits.SNAPSHOT_EVERY_ENTRIES,
         split_vote: SplitVote | None = None,
+        feature_level: int = FEATURE_LEVEL,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.node_id = node_id
@@ -85,6 +88,8 @@ class Host:
         self.sync_seconds: Histogram | None = None
         self.split_vote = split_vote
         self._stop_node = stop_node
+        self.unsupported = False
+        """Stopped because a group is at a level that this node does not support."""
         self._wal = wal
         self._scheduled = False
         self._syncing = False
@@ -113,6 +118,7 @@ class Host:
             ),
             hooks=self,
             snapshot_every_entries=snapshot_every_entries,
+            feature_level=feature_level,
         )
         self.forwarder = Forwarder(self, links, hold_ms=settings.election_max_ms)
         links.on_raft(self._received)
@@ -223,7 +229,10 @@ class Host:
             self.sync_seconds.observe(took_ns / 1e9)
 
     def _broken(self, error: BaseException) -> None:
-        if isinstance(error, OSError | StorageFailed):
+        if isinstance(error, ConfigProblem):
+            self.unsupported = True
+            self._fail(error.message)
+        elif isinstance(error, OSError | StorageFailed):
             self._fail(f"the log cannot be written: {error}")
         else:
             # The core's text ends with its story; the traceback says which step.
@@ -348,6 +357,13 @@ class Host:
         commands: Sequence[Any],
         sink: Sink,
     ) -> None:
+        found = self.engine.groups.get(group)
+        if found is not None and found.machine.codec.newest_level > found.level:
+            # Here already: a leader of an older release would not know what it is asked for.
+            admitted = levels.admitted(found, request_ids, items, commands, sink)
+            request_ids, items, commands = admitted
+            if not request_ids:
+                return
         self.forwarder.submit(group, request_ids, items, commands, sink)
 
     def call(self, group: int, command: msgspec.Struct) -> Awaitable[tuple[int, Any]]:
@@ -355,7 +371,7 @@ class Host:
             raise self.no_quorum(group)
         rid, future = self._calls.open()
         item = self.machine(group).codec.encode_item(rid, command)
-        self.forwarder.submit(group, (rid,), item, (command,), self._calls)
+        self.submit(group, (rid,), item, (command,), self._calls)
         return future
 
     async def read(self, group: int) -> None:
@@ -458,7 +474,8 @@ class Host:
 
     def group_status(self) -> list[dict[str, Any]]:
         return [
-            group.raft.status() | {"applied_log_ms": group.applied_log_ms}
+            group.raft.status()
+            | {"applied_log_ms": group.applied_log_ms, "feature_level": group.machine.level}
             for _, group in sorted(self.engine.groups.items())
         ]
 

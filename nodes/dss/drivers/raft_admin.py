@@ -11,6 +11,7 @@ import asyncio
 from typing import Any, Final
 
 from dss.base.errors import Conflict, Invalid, NotFound, Unavailable
+from dss.base.levels import FEATURE_LEVEL
 from dss.base.limits import BACKOFF_MS_MAX
 from dss.drivers.host import Host
 from dss.transport.ports import Transport
@@ -38,6 +39,7 @@ class RaftAdmin:
         links: Transport,
         host: Host | None,
         ignores_backoff: bool = False,
+        feature_level: int = FEATURE_LEVEL,
     ) -> None:
         self._node_id = node_id
         self._role = role
@@ -45,6 +47,7 @@ class RaftAdmin:
         self._links = links
         self._host = host
         self._ignores_backoff = ignores_backoff
+        self._feature_level = feature_level
 
     def status(self) -> dict[str, Any]:
         """The body of `GET /v1/raft/status`."""
@@ -56,6 +59,7 @@ class RaftAdmin:
             "node_id": self._node_id,
             "boot_id": self._boot_id,
             "role": self._role,
+            "feature_level": self._feature_level,
             "links": links,
             "groups": self._host.group_status() if self._host is not None else [],
         }

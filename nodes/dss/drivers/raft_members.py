@@ -22,6 +22,7 @@ from dss.base.errors import (
     NotFound,
     Unavailable,
 )
+from dss.base.levels import BASE_LEVEL
 from dss.core.raft.messages import Member
 from dss.drivers.founding import CALL_TIMEOUT_MS, GROUPS, JOIN, FoundingStatus
 from dss.drivers.host import Host
@@ -94,7 +95,7 @@ class RaftMembers:
         Raises:
             Invalid: RAFT_PEERS does not list it; it is no lock node.
             Unavailable: it cannot be reached.
-            Conflict: `other_incarnation`, `change_under_way`, `not_empty`.
+            Conflict: `other_incarnation`, `change_under_way`, `not_empty`, `feature_level`.
         """
         known = [node.id for node in self._config.raft_peers]
         if node_id not in known:
@@ -223,6 +224,7 @@ class RaftMembers:
                     "lost_disk": peer is not None and peer.incarnation != member.incarnation,
                     "lag": raft.last_index - match,
                     "last_contact_ms": 0 if me else peers[node_id]["last_contact_ms"],
+                    "supports_level": self._supports(node_id),
                 }
             )
         return {
@@ -230,8 +232,15 @@ class RaftMembers:
             "leader": self._host.node_id,
             "term": raft.term,
             "change_under_way": raft.commit_index < membership.index,
+            "feature_level": self._host.machine(group).level,
             "members": rows,
         }
+
+    def _supports(self, node_id: str) -> int | None:
+        if node_id == self._host.node_id:
+            return self._host.engine.feature_level
+        peer = self._links.peer(node_id)
+        return peer.feature_level if peer is not None else None
 
     async def _add(self, group: int, node_id: str) -> None:
         if node_id == self._host.node_id:
@@ -247,6 +256,8 @@ class RaftMembers:
         known = self._host.engine.groups[group].raft.membership.members.get(node_id)
         if known == member:
             return
+        if peer.feature_level < self._host.engine.groups[group].level:
+            raise self._refusal("feature_level", group, member)
         if known is None:
             # Its groups must be there, durably, before anybody sends it a log.
             body = _encode(peer.incarnation)
@@ -255,7 +266,7 @@ class RaftMembers:
                 raise Conflict(
                     "not_empty", f"{node_id} did not join: it is being founded, or has a new disk"
                 )
-        await self._change(group, member, remove=False)
+        await self._change(group, member, remove=False, feature_level=peer.feature_level)
 
     async def _remove(self, group: int, node_id: str) -> None:
         raft = self._host.engine.groups[group].raft
@@ -282,14 +293,18 @@ class RaftMembers:
         while self._host.is_leader(group) and loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(RETRY_S / 10)
 
-    async def _change(self, group: int, member: Member, *, remove: bool) -> None:
+    async def _change(
+        self, group: int, member: Member, *, remove: bool, feature_level: int = BASE_LEVEL
+    ) -> None:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def done(code: str) -> None:
             if not future.done():
                 future.set_result(code)
 
-        self._host.engine.change_members(group, member, remove=remove, done=done)
+        self._host.engine.change_members(
+            group, member, remove=remove, done=done, feature_level=feature_level
+        )
         try:
             async with asyncio.timeout(STEP_TIMEOUT_MS / 1_000):
                 code = await future
@@ -313,5 +328,9 @@ class RaftMembers:
             f"replaced; remove {node_id} first, then add it (dss members replace {node_id})",
             "change_under_way": f"group {group} is just changing its members: repeat it when that "
             "is committed",
+            "feature_level": f"group {group} is at feature level "
+            f"{self._host.engine.groups[group].level}, {node_id} supports up to "
+            f"{self._supports(node_id)}: start it with the release that the other nodes run (and "
+            "without FEATURE_LEVEL_MAX), then add it",
         }.get(code, f"group {group} cannot change its members now ({code}): repeat it")
         return Conflict(code, text, leader=self._host.leader_of(group))

@@ -44,6 +44,17 @@ def register(registry: Registry, host: Host) -> None:
         ("group",),
     )
     registry.gauge(
+        "dss_raft_feature_level",
+        "Feature level at which the group's machine behaves here.",
+        lambda: {(str(gid),): group.machine.level for gid, group in engine.groups.items()},
+        ("group",),
+    )
+    registry.gauge(
+        "dss_raft_feature_level_supported",
+        "Newest feature level that this node supports, as it is set up.",
+        lambda: engine.feature_level,
+    )
+    registry.gauge(
         "dss_raft_has_leader",
         "1 where a leader of the group is known.",
         lambda: {(str(gid),): int(host.leader_of(gid) is not None) for gid in engine.groups},

@@ -15,6 +15,7 @@ from dss.base import limits
 from dss.core.machine import PiecewiseMachine
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, SnapshotChunk, SnapshotResponse
+from dss.drivers import levels
 from dss.drivers.group import Group
 from dss.storage.snapshots import SnapshotStore
 
@@ -216,6 +217,8 @@ class Snapshotting:
 
     def store_chunk(self, group: Group, effect: fx.StoreChunk) -> None:
         chunk = effect.chunk
+        level = chunk.configuration.feature_level
+        levels.check_level(group.gid, level, self._engine.feature_level)
         receiver = group.receiver
         identity = (chunk.index, chunk.snapshot_term, chunk.size, chunk.checksum)
         if receiver is None or receiver.identity != identity:
@@ -249,6 +252,8 @@ class Snapshotting:
         group.cutting = False
         self._engine.applying.end_flights(group)  # what became of them is inside the snapshot
         group.machine.restore(self._store.load(group.gid, chunk.index))
+        level = chunk.configuration.feature_level
+        assert group.machine.level == level, (group.gid, group.machine.level, level)
         group.applied_index = group.snapshot_index = chunk.index
         group.applied_log_ms = chunk.log_ms
         group.entries_since_snapshot = group.applied_bytes = 0

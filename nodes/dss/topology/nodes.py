@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from dss.base.levels import FEATURE_LEVEL
+
 
 class NodeSpec(msgspec.Struct, frozen=True):
     """One entry of a peer list: how others reach a node.
@@ -58,6 +60,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_capacity_mib: int = 64
     cache_lease_ms: int = 1_000
     snapshot_every_entries: int = 50_000
+    feature_level_max: int = FEATURE_LEVEL
+    """What this node supports of its release's feature levels."""
     log_level: str = "info"
     log_format: str = "text"
     """`text` or `json`."""

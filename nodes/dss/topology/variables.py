@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL, FEATURE_LEVEL
 from dss.base.limits import PARTITIONS_MAX
 from dss.topology.jsonlist import show
 from dss.topology.peers import ID_EXPECTED, ID_PATTERN
 
 TEST_MODES: Final = ("split-vote", "split-vote-no-backoff")
 """drivers/split_vote.py; with the second one, `POST /v1/raft/backoff` does nothing either."""
+_LEVEL: Final = f"newest, or a level from {BASE_LEVEL} to {FEATURE_LEVEL}"
 PEERS_EXAMPLE: Final = '[{"id": "lock-1", "host": "lock-1", "port": 8000, "peer_port": 9000}]'
 
 
@@ -81,6 +83,15 @@ def _choice(*words: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _feature_level(text: str) -> int:
+    if text == "newest":
+        return FEATURE_LEVEL
+    try:
+        return _integer(BASE_LEVEL, FEATURE_LEVEL)(text)
+    except BadValue:
+        raise BadValue(f"expected {_LEVEL}, found {show(text)}") from None
 
 
 def _flag(text: str) -> bool:
@@ -260,6 +271,13 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         default="50000", parse=_integer(10, 10_000_000), expected="10 to 10000000",
         example="50000", unit="log entries",
         description="A group is snapshotted and its log compacted after this many entries.",
+    ),
+    Variable(
+        name="FEATURE_LEVEL_MAX", field="feature_level_max", scope="cluster",
+        default="newest", parse=_feature_level, expected=_LEVEL, example="1",
+        description="Holds a node's feature level back: its groups are raised no further, so that "
+        "the release before can still be started again (docs/operations.md). Take it away when you "
+        "are content with the new release.",
     ),
     Variable(
         name="LOG_LEVEL", field="log_level", scope="cluster", default="info",

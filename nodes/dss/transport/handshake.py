@@ -1,8 +1,11 @@
 """How two nodes prove who they are before the first frame: mutual HMAC over the cluster secret.
 
-    dialer   -> Hello(magic, cluster, from, to, incarnation, boot, nonce)
-    acceptor -> Welcome(magic, from, incarnation, boot, nonce, proof)   or Reject(reason)
-    dialer   -> Proof(proof)                                            or nothing, and closes
+    dialer   -> Hello(magic, cluster, from, to, incarnation, boot, nonce, level)
+    acceptor -> Welcome(magic, from, incarnation, boot, nonce, proof, level)   or Reject(reason)
+    dialer   -> Proof(proof)                                                   or nothing, closes
+
+Both say which feature level they support (base/levels.py); a node of a release without levels says
+none, and is not told any: it would take a longer welcome for a forged one.
 
 Each proof is HMAC-SHA256 over a label and every byte said so far, so a recorded handshake is
 worth nothing: the other side's nonce is new. Frames after it are not encrypted (TLS is a later
@@ -16,6 +19,8 @@ import secrets
 from typing import Final
 
 import msgspec
+
+from dss.base.levels import BASE_LEVEL
 
 MAGIC: Final = "dss-peer/1"
 NONCE_BYTES: Final = 32
@@ -33,6 +38,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     nonce: bytes
     secret_id: bytes = b""
     """Which secret the dialer means, while a new one is being handed out."""
+    feature_level: int = 0
+    """What the dialer supports; 0: its release has no levels."""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -42,6 +49,11 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
     boot_id: str
     nonce: bytes
     proof: bytes
+    feature_level: int = BASE_LEVEL
+
+
+_PROOF_AT: Final = 1 + Welcome.__struct_fields__.index("proof")
+"""Where the proof stands in an encoded Welcome, behind the tag."""
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -71,6 +83,8 @@ class Identity(msgspec.Struct, frozen=True):
     secret: bytes
     previous_secret: bytes | None = None
     """Accepted as well: not all nodes get a new secret at the same moment."""
+    feature_level: int = BASE_LEVEL
+    """What this process supports."""
 
     @property
     def secrets(self) -> tuple[bytes, ...]:
@@ -105,6 +119,13 @@ def _prove(secret: bytes, label: bytes, *said: bytes) -> bytes:
     return mac.digest()
 
 
+def _with_proof(welcome: bytes, proof: bytes) -> bytes:
+    """The encoded Welcome with that proof, whatever fields stand behind it."""
+    fields = msgspec.msgpack.decode(welcome)
+    fields[_PROOF_AT] = proof
+    return _encode(fields)
+
+
 class Dialer:
     """The dialing side: `hello()` goes out first, then `welcomed(bytes)` gives the proof."""
 
@@ -121,6 +142,7 @@ class Dialer:
                 me.boot_id,
                 secrets.token_bytes(NONCE_BYTES),
                 _secret_id(me.secret),
+                me.feature_level,
             )
         )
 
@@ -136,7 +158,7 @@ class Dialer:
             raise HandshakeRefused(f"{self._to} answered something else than a welcome")
         if message.node_id != self._to:
             raise HandshakeRefused(f"dialed {self._to}, but {message.node_id[:64]} answered")
-        unsigned = _encode(msgspec.structs.replace(message, proof=b""))
+        unsigned = _with_proof(data, b"")
         for secret in self._me.secrets:
             expected = _prove(secret, b"accept", self._hello, unsigned)
             if hmac.compare_digest(expected, message.proof):
@@ -168,20 +190,24 @@ class Acceptor:
             raise HandshakeRefused(f"{message.node_id[:64]!r} is in no peer list of {me.node_id}")
         if len(message.nonce) != NONCE_BYTES:
             raise HandshakeRefused("bad nonce")
-        welcome = Welcome(
+        fields = [
+            Welcome.__struct_config__.tag,
             MAGIC,
             me.node_id,
             me.incarnation,
             me.boot_id,
             secrets.token_bytes(NONCE_BYTES),
             b"",
-        )
+        ]
+        if message.feature_level:
+            fields.append(me.feature_level)
+        welcome = _encode(fields)
         self._secret = next(
             (known for known in me.secrets if _secret_id(known) == message.secret_id), me.secret
         )
-        proof = _prove(self._secret, b"accept", data, _encode(welcome))
+        proof = _prove(self._secret, b"accept", data, welcome)
         self._heard = data
-        self._said = _encode(msgspec.structs.replace(welcome, proof=proof))
+        self._said = _with_proof(welcome, proof)
         self._hello = message
         return self._said
 

@@ -23,6 +23,7 @@ import msgspec
 
 from dss.base import limits
 from dss.base.errors import DssError, Indeterminate, RemoteError, Unavailable
+from dss.base.levels import BASE_LEVEL
 from dss.core.raft.messages import RaftMessage
 from dss.observe.logs import unexpected
 from dss.topology.nodes import NodeSpec
@@ -175,7 +176,9 @@ class _Link(asyncio.Protocol):
             if self.dialer:
                 welcome, proof = self.dialer.welcomed(body)
                 self._write_one(proof)
-                peer = Peer(welcome.node_id, welcome.incarnation, welcome.boot_id)
+                peer = Peer(
+                    welcome.node_id, welcome.incarnation, welcome.boot_id, welcome.feature_level
+                )
             else:
                 assert self.acceptor is not None
                 if not self.greeted:
@@ -183,7 +186,12 @@ class _Link(asyncio.Protocol):
                     self.greeted = True
                     return
                 hello = self.acceptor.proved(body)
-                peer = Peer(hello.node_id, hello.incarnation, hello.boot_id)
+                peer = Peer(
+                    hello.node_id,
+                    hello.incarnation,
+                    hello.boot_id,
+                    max(hello.feature_level, BASE_LEVEL),
+                )
         except HandshakeRefused as error:
             if self.acceptor is not None:
                 self._write_one(reject(str(error)))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from dss.base.levels import BASE_LEVEL
 from dss.transport.wire import Message
 
 
@@ -20,6 +21,8 @@ class Peer(msgspec.Struct, frozen=True):
     node_id: str
     incarnation: str
     boot_id: str
+    feature_level: int = BASE_LEVEL
+    """What it supports."""
 
 
 CallHandler = Callable[[Peer, bytes, Callable[[int, bytes], None]], None]

@@ -6,6 +6,7 @@ import socket
 from contextlib import asynccontextmanager
 from itertools import count
 
+from dss.base.levels import FEATURE_LEVEL
 from dss.core.raft.messages import Configuration, Member
 from dss.core.raft.settings import RaftSettings
 from dss.drivers.host import Host
@@ -32,8 +33,9 @@ def specs(*names):
     return [NodeSpec(name, "127.0.0.1", free_port(), free_port()) for name in names]
 
 
-def identity(name, *, cluster="test", incarnation="", secret=b"s" * 32):
-    return Identity(cluster, name, incarnation or f"inc-{name}", f"boot-{next(_boots)}", secret)
+def identity(name, *, cluster="test", incarnation="", secret=b"s" * 32, level=FEATURE_LEVEL):
+    incarnation, boot = incarnation or f"inc-{name}", f"boot-{next(_boots)}"
+    return Identity(cluster, name, incarnation, boot, secret, feature_level=level)
 
 
 def make_links(name, nodes, **who):
@@ -69,12 +71,12 @@ class Sink:
 class Process:
     """One node: links, host, a Tally machine, a simulated disk."""
 
-    def __init__(self, name, nodes, *, disk=None):
+    def __init__(self, name, nodes, *, disk=None, level=FEATURE_LEVEL):
         self.name = name
         self.reasons = []
         self.machine = Tally()
         self.disk = disk or SimFiles(random.Random(1))
-        self.links = make_links(name, nodes)
+        self.links = make_links(name, nodes, level=level)
         wal, recovered = Wal.open(self.disk, segment_bytes=65_536)
         self.host = Host(
             node_id=name,
@@ -85,6 +87,7 @@ class Process:
             settings=SETTINGS,
             links=self.links,
             stop_node=self.reasons.append,
+            feature_level=level,
         )
 
     async def start(self, configuration):

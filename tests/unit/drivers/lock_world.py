@@ -5,6 +5,7 @@ import asyncio
 from driver_world import SETTINGS, make_links, specs
 
 from dss.base.ids import LOCK_GROUP, META_GROUP
+from dss.base.levels import FEATURE_LEVEL
 from dss.drivers.founding import Founding
 from dss.drivers.host import Host
 from dss.drivers.raft_members import RaftMembers
@@ -25,11 +26,14 @@ class LockNode:
             node_id=name, role="lock", data_dir=str(self.folder), raft_peers=tuple(nodes)
         )
         self.nodes = nodes
+        self.level = FEATURE_LEVEL
 
     async def start(self):
         self.data = DataDir.open(self.folder, "test", self.name)
         self.incarnation = self.data.incarnation
-        self.links = make_links(self.name, self.nodes, incarnation=self.incarnation)
+        self.links = make_links(
+            self.name, self.nodes, incarnation=self.incarnation, level=self.level
+        )
         wal, recovered = Wal.open(self.data.files("wal"), segment_bytes=65_536)
         self.host = Host(
             node_id=self.name,
@@ -40,6 +44,7 @@ class LockNode:
             settings=SETTINGS,
             links=self.links,
             stop_node=lambda reason: None,
+            feature_level=self.level,
         )
         self.founding = Founding(
             self.config, self.host, self.links, {META_GROUP: Tally, LOCK_GROUP: Tally}

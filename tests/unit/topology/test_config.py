@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dss.base.errors import ConfigProblem
+from dss.base.levels import FEATURE_LEVEL
 from dss.topology.config import check, check_env_file, load_node_config, report
 from dss.topology.envfile import parse_env
 from dss.topology.variables import VARIABLES
@@ -286,6 +287,8 @@ BAD_VALUES = [
      "Example: LOG_FORMAT=json"),
     ({"AUTH_TOKENS": "[]"}, "AUTH_TOKENS line 1, column 1: the list is empty, so nobody could "
      "enter: expected at least one token. " + TOKENS_EXAMPLE),
+    ({"FEATURE_LEVEL_MAX": "0"}, "FEATURE_LEVEL_MAX: expected newest, or a level from 1 to "
+     f'{FEATURE_LEVEL}, found "0". Example: FEATURE_LEVEL_MAX=1'),
     ({"ALLOW_TEST_MODE": "yes"}, 'ALLOW_TEST_MODE: expected 0 or 1, found "yes". '
      "Example: ALLOW_TEST_MODE=1"),
     ({"TEST_MODE": "on", "ALLOW_TEST_MODE": "1"}, "TEST_MODE: expected one of split-vote, "

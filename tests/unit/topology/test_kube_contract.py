@@ -26,7 +26,7 @@ OBJECTS = {
 SERVICES: dict[str, Any] = yaml.safe_load(render_compose(KUBE_DEFAULTS))["services"]
 NAMES = list(SERVICES)
 
-NOT_IN_PODS = {"SNAPSHOT_EVERY_ENTRIES", "LOG_LEVEL"}
+NOT_IN_PODS = {"SNAPSHOT_EVERY_ENTRIES", "FEATURE_LEVEL_MAX", "LOG_LEVEL"}
 """Compose hands on what `.env` may set; a pod has the node's own defaults."""
 KUBE_ONLY = {"ALLOW_TEST_MODE", "TEST_MODE", "AUTH_TOKENS"}
 

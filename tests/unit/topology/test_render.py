@@ -117,7 +117,9 @@ def test_compose_and_local__same_ids_roles_and_settings(cluster: DSSCluster) -> 
     assert list(containers) == list(processes)
     apart = {"DATA_DIR", "BIND_HOST", "MEMORY_URL", "CLUSTER_SECRET"}
     lists = {"RAFT_PEERS", "QUEUE_NODES", "CACHE_PEERS"}
-    from_env_file_only = {"AUTH_TOKENS", "SNAPSHOT_EVERY_ENTRIES", "LOG_LEVEL", "LOG_FORMAT"}
+    from_env_file_only = {
+        "AUTH_TOKENS", "SNAPSHOT_EVERY_ENTRIES", "FEATURE_LEVEL_MAX", "LOG_LEVEL", "LOG_FORMAT",
+    }  # fmt: skip
     for name, process in processes.items():
         container = containers[name]
         assert set(container) - from_env_file_only == set(process)

@@ -111,8 +111,13 @@ def changed(configuration: Configuration, entry: Entry) -> Configuration:
     """What a CONFIGURATION or LEVEL entry makes of the one before it."""
     if entry.kind == CONFIGURATION:
         return decode(entry.payload)
+    return replace(configuration, feature_level=level_in(entry))
+
+
+def level_in(entry: Entry) -> int:
+    """What a LEVEL entry raises the group to."""
     (level,) = _level_decoder.decode(entry.payload)
-    return replace(configuration, feature_level=level)
+    return level
 
 
 def with_learner(configuration: Configuration, member: Member) -> Configuration:
