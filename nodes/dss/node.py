@@ -24,6 +24,7 @@ from dss.api import cluster
 from dss.api.auth import Guard
 from dss.api.routes import Route
 from dss.api.stream import close_streams
+from dss.base import limits
 from dss.base.errors import EXIT_CONFIG, EXIT_FAILED, ConfigProblem, CorruptData, DssError
 from dss.base.ids import LOCK_GROUP, META_GROUP
 from dss.core.locks.machine import LockMachine
@@ -245,6 +246,7 @@ class Node:
             election_max_ms=config.election_max_ms,
             # Queue nodes have a group for each partition, of which many are idle.
             quiesce_after=QUIESCE_AFTER if config.role == "queue" else 0,
+            lazy_ms=limits.LAZY_MS,
         )
         split_vote = None
         if config.test_mode:

@@ -98,6 +98,8 @@ class Plan:
             self.settings = msgspec.structs.replace(
                 self.settings, quiesce_after=rng.choice([0, 0, 2, 20])
             )
+        # Drawn last: more or fewer seeds with it leave the rest of every plan as it is.
+        self.settings = msgspec.structs.replace(self.settings, lazy_ms=rng.choice([0, 10, 10, 50]))
 
     def _duel(self, rng: random.Random) -> None:
         """Leaders follow each other faster than entries get to a majority (Raft fig. 8)."""

@@ -140,6 +140,27 @@ def old_terms_count_as_committed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def gathering_counts_as_acknowledged() -> Iterator[None]:
+    """What gathers for a lazy voter counts as if it had it: it will get it, after all."""
+
+    def broken(self: Leadership) -> None:
+        self._commit_dirty = False
+        raft, thrift = self._raft, self.thrift
+        matches = {
+            peer: self._log.last_index if thrift.is_lazy(peer) else progress.match
+            for peer, progress in self.peers.items()
+        }
+        index = self._quorum_value(raft.synced_index, matches)
+        if index > raft.commit_index and self._log.term_at(index) == raft.term:
+            raft.commit_index = index
+            if not thrift.eager:
+                thrift.choose(raft, self.peers)
+
+    with mock.patch.object(Leadership, "_advance_commit", broken):
+        yield
+
+
+@contextlib.contextmanager
 def late_answer_confirms_a_read() -> Iterator[None]:
     """Read rounds have no context of their own: an answer from before a pause confirms a read."""
     original = Leadership.on_heartbeat_response
@@ -207,6 +228,7 @@ ZOO: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         double_vote,
         vote_not_persisted,
         stale_read,
+        gathering_counts_as_acknowledged,
         late_answer_confirms_a_read,
         snapshot_loses_the_last_command,
         acknowledges_what_it_did_not_check,

@@ -132,7 +132,8 @@ def test_vote_restriction_3_6_1__only_for_a_log_as_good_as_ours(
 ):
     raft = make(terms=own)
     effects = raft.step([fx.Receive("b", vote(3, last_index, last_term, pre=pre))], 10)
-    answer = kinds(effects, fx.Send if pre else fx.SendAfterSync)[-1].message
+    sent = [e.message for e in kinds(effects, fx.Send if pre else fx.SendAfterSync)]
+    (answer,) = (message for message in sent if isinstance(message, msg.VoteResponse))
     assert answer.granted is granted
     assert raft.term == (max(own) if pre else 3)
 

@@ -31,6 +31,7 @@ class Chaos:
             max_append_bytes=self.rng.choice([60, 10_000]),
             max_apply_entries=self.rng.choice([3, 1_000]),
             quiesce_after=seed % 3,
+            lazy_ms=(0, 5, 5, 60)[seed % 4],
             snapshot_keep_ms=self.rng.choice([200, 60_000]),
             transfer_log_bytes_max=self.rng.choice([100, 10_000_000]),
         )

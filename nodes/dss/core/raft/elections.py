@@ -115,6 +115,8 @@ class Elections(RaftBase):
             term = request.term if granted else self.term
             outside = self._outside(peer)
             self.send(peer, msg.VoteResponse(self.group, term, granted, True, outside=outside))
+            if not up_to_date:
+                self._stand_instead()
             return
         free = self.voted_for is None and self.leader is None
         granted = (free or self.voted_for == peer) and up_to_date
@@ -128,6 +130,17 @@ class Elections(RaftBase):
         behind, outside = not up_to_date, self._outside(peer)
         answer = msg.VoteResponse(self.group, self.term, granted, False, behind, outside)
         self._send_synced(peer, answer)
+
+    def _stand_instead(self) -> None:
+        """Somebody whose log is behind ours asks for a pre-vote, as whom the last leader served
+        lazily must: it cannot win while we are needed, so that we need not wait any longer."""
+        if self.role != FOLLOWER or not self.stands_for_election or self.backoff_ms:
+            return
+        # Of three voters one leads no more and one has asked; among more, several may think so.
+        spread_ms = self.settings.link_lost_min_ms if len(self.membership.voters) > 3 else 0
+        wait_ms = self._rng.randrange(0, spread_ms + 1)
+        self._election_ms = min(self._election_ms, self.now_ms + wait_ms)
+        self._tick_due = True
 
     def _outside(self, peer: str) -> int:
         """Up to where `peer` is no member for certain; 0: it is one, or may be."""

@@ -113,6 +113,8 @@ class Leadership(Replication):
         )
         if index > raft.commit_index and self._log.term_at(index) == raft.term:
             raft.commit_index = index
+            if not self.thrift.eager and self.transfer_target is None:
+                self.thrift.choose(raft, self.peers)
 
     # --- members ---------------------------------------------------------------------------
 
@@ -242,6 +244,8 @@ class Leadership(Replication):
             raft.note(f"gave up handing over to {self.transfer_target}")
             self.transfer_target = None
         self.heartbeat_due_ms = self._next_heartbeat_ms()
+        if now >= self.thrift.race_ms:
+            self.thrift.reset()
         self._quiet = self._quiet + 1 if self._is_idle() else 0
         if 0 < self._settings.quiesce_after <= self._quiet:
             raft.quiescent = True
@@ -325,7 +329,7 @@ class Leadership(Replication):
         self.transfer_target = target.node_id
         self.transfer_until_ms = raft.now_ms + self._settings.election_max_ms
         raft.note(f"hands over to {target.node_id}")
+        self.thrift.reset()
+        self._send_dirty = True
         if target.match == self._log.last_index:
             raft.send(target.node_id, msg.TimeoutNow(raft.group, raft.term))
-        else:
-            self._send_dirty = True

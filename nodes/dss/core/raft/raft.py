@@ -83,11 +83,13 @@ class Raft(Following):
 
     @property
     def next_deadline_ms(self) -> int:
-        """When a Tick is wanted next: heartbeat or election; NEVER_MS: it has no timer or rests."""
+        """When a Tick is wanted next: heartbeat, entries that gather, or election; NEVER_MS: it has
+        no timer or rests."""
         if self.quiescent:
             return NEVER_MS
-        if self._leading is not None:
-            return self._leading.heartbeat_due_ms
+        leading = self._leading
+        if leading is not None:
+            return min(leading.heartbeat_due_ms, leading.thrift.due_ms)
         waits = self.role == LEARNER or self.removed_at
         return NEVER_MS if waits else self._election_ms
 

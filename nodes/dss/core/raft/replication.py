@@ -1,7 +1,7 @@
 """How a leader brings each follower's log up to its own: requests, windows, snapshots.
 
 What must not live here: what is committed, reads, members, time (leadership.py); one follower's
-window (progress.py). Source: Raft thesis §3.5, §5.1, §10.2.1.
+window (progress.py); who is served first (thrift.py). Source: Raft thesis §3.5, §5.1, §10.2.1.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
 from dss.core.raft.messages import Entry
 from dss.core.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
+from dss.core.raft.thrift import Thrift
 
 if TYPE_CHECKING:
     from dss.core.raft.base import RaftBase
@@ -30,6 +31,7 @@ class Replication:
         "_send_dirty",
         "_settings",
         "peers",
+        "thrift",
         "transfer_target",
     )
 
@@ -41,6 +43,7 @@ class Replication:
         self._leaving: list[Progress] = []
         self._commit_dirty = self._send_dirty = False
         self.transfer_target: str | None = None
+        self.thrift = Thrift(raft.settings)
         self.match_members()
 
     def match_members(self) -> None:
@@ -52,6 +55,7 @@ class Replication:
             if peer != raft.node_id
         }
         self._leaving += [old[peer] for peer in old if peer not in self.peers]
+        self.thrift.reset()
         self._commit_dirty = self._send_dirty = True
 
     def replicate(self, written: tuple[Entry, ...]) -> None:
@@ -62,14 +66,15 @@ class Replication:
         """
         if self._leaving and self._raft.commit_index >= self._raft.membership.index:
             self._say_goodbye()
-        if not self._send_dirty:
+        if not self._send_dirty and self._raft.now_ms < self.thrift.due_ms:
             return
         self._send_dirty = False
         shared: Shared = {}
         last_index = self._log.last_index
+        lazy = self.thrift.lazy(self.peers, self._log, self._raft.now_ms)
         for progress in self.peers.values():
             if progress.state == REPLICATE:
-                if progress.next <= last_index:
+                if progress.next <= last_index and progress.node_id not in lazy:
                     self._pipeline(progress, shared, written)
             elif progress.state == PROBE and not progress.waiting:
                 self._probe(progress, shared, written)
@@ -240,6 +245,7 @@ class Replication:
                 "match": progress.match,
                 "next": progress.next,
                 "state": progress.state,
+                "lazy": self.thrift.is_lazy(peer),
                 "last_contact_ms": now - progress.contact_ms,
             }
             for peer, progress in self.peers.items()

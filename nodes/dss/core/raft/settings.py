@@ -31,6 +31,11 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     quiesce_after: int = 0
     """A leader lets its group rest after so many idle heartbeats in a row; 0: never. Whoever runs
     the cores must then watch the nodes (effects.Rouse)."""
+    lazy_ms: int = 0
+    """For so long entries may gather for the voters that the quorum does not need; 0: everybody
+    gets everything at once. A request costs its receiver a wake-up, an fsync and an answer, which
+    many entries then share (docs/decisions/0011-thrifty-replication.md)."""
+    lazy_bytes: int = limits.LAZY_BYTES_MAX
     max_inflight: int = limits.INFLIGHT_APPENDS_MAX
     max_inflight_bytes: int = limits.INFLIGHT_BYTES_MAX
     max_append_bytes: int = limits.APPEND_BYTES_MAX
