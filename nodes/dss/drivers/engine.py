@@ -310,11 +310,13 @@ class Engine:
         """See Applying.abandon."""
         self.applying.abandon()
 
-    def answers_due(self) -> bool:
-        """Whether proposals wait for their commit (waits inside a machine do not count)."""
-        return any(
-            group.pending or group.flights or group.flights_by_ref for group in self.groups.values()
-        )
+    def owed_groups(self) -> list[int]:
+        """Where proposals wait for their commit (waits inside a machine do not count)."""
+        return [
+            gid
+            for gid, group in self.groups.items()
+            if group.pending or group.flights or group.flights_by_ref
+        ]
 
     # --- one cycle ----------------------------------------------------------------------
 

@@ -351,10 +351,9 @@ class Forwarder:
         message = f"{self._host.node_id} stops; nothing was done"
         self._answer_all(batch, 503, {"code": "unavailable", "message": message})
 
-    @property
-    def busy(self) -> bool:
-        """Whether batches are held, or have gone to a leader that has not answered all."""
-        return bool(self._held or any(out.waiting for out in self._outgoing.values()))
+    def owed_groups(self) -> list[int]:
+        """Whose batches are held, or have gone to a leader that has not answered all."""
+        return [*self._held, *(out.group for out in self._outgoing.values() if out.waiting)]
 
     def close(self) -> None:
         """The node ends: answer everything held or forwarded, and refuse what still comes."""

@@ -29,6 +29,7 @@ from dss.drivers.calls import CallSink
 from dss.drivers.engine import Engine
 from dss.drivers.forwarding import Forwarder
 from dss.drivers.group import Flight
+from dss.drivers.handover import HandOver
 from dss.drivers.ports import Sink
 from dss.drivers.split_vote import SplitVote
 from dss.drivers.sync_policy import SyncPolicy
@@ -47,12 +48,6 @@ GATHER_FROM: Final = 4
 GATHER_TURNS: Final = 3
 """Loop turns it waits (docs/decisions/0003-gathering-cycles.md)."""
 RECLAIM_EVERY_S: Final = 5.0
-DRAIN_MS: Final = 1_500
-"""At a stop, after the hand-over: time for the next leader to commit what is in our log, and to
-answer what was sent to it. A busy machine may need all of it."""
-DRAIN_QUIET_MS: Final = 150
-"""The drain is over when nothing has waited for so long: peers that have not heard of the next
-leader yet still forward to this node."""
 
 
 class Host:
@@ -121,6 +116,7 @@ class Host:
             feature_level=feature_level,
         )
         self.forwarder = Forwarder(self, links, hold_ms=settings.election_max_ms)
+        self._hand_over = HandOver(self, links)
         links.on_raft(self._received)
         links.on_link(lambda node_id, up, reason: self.engine.link_changed(node_id, up))
         self._reclaim_timer = self.loop.call_later(RECLAIM_EVERY_S, self._reclaim)
@@ -322,26 +318,14 @@ class Host:
         self._wal.close()
 
     async def hand_over(self) -> None:
-        """Before a planned stop: let others lead, and wait until what we took is answered."""
-        if self._stopped:
-            return
-        leading = [gid for gid in self.engine.groups if self.is_leader(gid)]
-        for gid in leading:
-            self.engine.event(gid, fx.Transfer(None))
-        deadline_ms = self.now_ms() + self.settings.election_max_ms
-        while self.now_ms() < deadline_ms:
-            if self._stopped or not any(self.is_leader(gid) for gid in leading):
-                break
-            await asyncio.sleep(0.01)
-        busy_ms = self.now_ms()
-        until_ms = busy_ms + DRAIN_MS
-        # Once more: at the end of a life, and bounded.
-        while self.now_ms() < until_ms and not self._stopped:
-            if self.forwarder.busy or self.engine.answers_due():
-                busy_ms = self.now_ms()
-            elif not leading or self.now_ms() - busy_ms >= DRAIN_QUIET_MS:
-                break
-            await asyncio.sleep(0.01)
+        """Before a planned stop: see handover.py."""
+        if not self._stopped:
+            await self._hand_over.run()
+
+    @property
+    def stopped(self) -> bool:
+        """Nothing is written, sent or answered any more."""
+        return self._stopped
 
     def _received(self, peer: Peer, messages: list[RaftMessage]) -> None:
         if not self._stopped:

@@ -178,7 +178,7 @@ def test_leader_is_here__proposed_at_once():
         world.host.leader = "me"
         world.submit(1, 2)
         assert world.host.proposed[0][0] == [1, 2]
-        assert not world.forwarder.busy
+        assert not world.forwarder.owed_groups()
 
     run(scenario)
 
@@ -197,7 +197,7 @@ def test_leader_elsewhere__each_id_answered_once_and_nothing_is_kept():
         world.answer("l", forward.forward_id, (3, 409, "c"))
         world.answer("l", forward.forward_id, (3, 200, "again"))
         assert world.sink.answers == [(2, 200, "b"), (1, 200, "a"), (3, 409, "c")]
-        assert not world.forwarder.busy
+        assert not world.forwarder.owed_groups()
 
     run(scenario)
 
@@ -217,7 +217,7 @@ def test_leader_is_lost_after_forwarding__indeterminate_once(how):
         world.answer("l", forward.forward_id, (2, 200, "late"))
         assert world.sink.statuses == {1: 200, 2: 504}
         assert len(world.sink.answers) == world.sink.flushed == 2
-        assert not world.forwarder.busy
+        assert not world.forwarder.owed_groups()
 
     run(scenario)
 
@@ -237,7 +237,7 @@ def test_deposed_leader_answers_in_time__nothing_is_lost():
         assert world.sink.statuses == {1: 200, 2: 200}
         await asyncio.sleep(1.5 * HOLD_MS / 1000)
         assert len(world.sink.answers) == 2
-        assert not world.forwarder.busy
+        assert not world.forwarder.owed_groups()
 
     run(scenario)
 
@@ -278,7 +278,7 @@ def test_no_leader__held_then_503_after_one_election_timeout():
         await until(lambda: world.sink.answers)
         assert HOLD_MS <= (world.host.loop.time() - started) * 1000 + 1 < HOLD_MS + 300
         assert world.sink.statuses == {1: 503}
-        assert not world.forwarder.busy
+        assert not world.forwarder.owed_groups()
         assert world.forwarder._held_items == world.forwarder._held_bytes == 0
 
     run(scenario)
@@ -469,7 +469,7 @@ def test_leader_is_heard_and_brings_no_echo__indeterminate_soon_and_then_503():
         assert len(world.links.forwards()) == 1, "sent to a leader that does not hear"
         await until(lambda: len(world.sink.answers) == 2)
         assert world.sink.statuses[2] == 503
-        assert not world.forwarder.busy
+        assert not world.forwarder.owed_groups()
 
     run(scenario)
 
@@ -585,7 +585,7 @@ def test_leader_is_lost_while_a_request_waits__this_node_answers_it_from_the_log
         else:
             world.answer("l", forward.forward_id, (1, 504, "stops"), (2, 504, "stops"))
         assert world.sink.statuses == {1: 504}
-        assert not world.forwarder.busy
+        assert not world.forwarder.owed_groups()
         world.woken(40, 1)
         assert world.sink.answers[1:] == [(2, 200, "woken")]
         world.answer("l", forward.forward_id, (2, 200, "late"))

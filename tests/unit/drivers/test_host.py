@@ -33,7 +33,7 @@ def test_propose_through_a_follower__answered_and_applied_everywhere():
         assert sink.statuses == {1: 200, 2: 200, 3: 200}
         assert sink.flushed == 3
         await until(lambda: all(m.machine.idents == [1, 2, 3] for m in world.members.values()))
-        assert not world.followers[0].host.forwarder.busy
+        assert not world.followers[0].host.forwarder.owed_groups()
 
     run(scenario)
 
