@@ -8,7 +8,7 @@ What must not live here: what answers are allowed (lockspec.py).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -26,6 +26,11 @@ from dss.testing.linearize import Operation
 from dss.testing.lockasking import Effect
 from dss.testing.lockonce import Name
 
+MOMENT_MS: Final = 1e-4
+"""What the log does at one moment lasts so long here: any answer takes longer."""
+APART_MS: Final = 1e-9
+"""Ends of sessions at one moment follow each other in the log's order: were they twenty instants of
+the same time, the search would try them in every order."""
 REFUSALS = (spec.BUSY, spec.NOT_HOLDER, spec.EXPIRED)
 
 
@@ -46,6 +51,7 @@ class History:
         self._lines = lines
         self._used: dict[str, dict[str, None]] = {}  # session -> locks
         self._ends: dict[str, float] = {}
+        self._last_end = 0.0
         self._done: dict[Effect, list[tuple[float, int]]] = {}  # (when first seen, token)
         self._heard: dict[Effect, list[tuple[float, float, int]]] = {}  # asked, answered, token
         self._unheard: dict[Effect, None] = {}  # of requests whose answer was lost
@@ -57,10 +63,11 @@ class History:
         self._done.setdefault(effect, []).append((now, token))
 
     def ended(self, now: float, session: str) -> None:
-        self._ends[session] = now
+        self._last_end = max(now, self._last_end + APART_MS)
+        self._ends[session] = self._last_end
 
     def lost(self, now: float, lock: str, what: spec.LossOp) -> None:
-        self._note(lock, now, now, what)
+        self._note(lock, now, now + MOMENT_MS, what)
 
     # --- what clients asked ---
 
@@ -114,7 +121,8 @@ class History:
                 alike = [each for each in left if called <= each[0] <= returned]
                 left.remove(next((each for each in alike if each[1] == token), alike[0]))
             for when, token in left:
-                self._note(effect.lock, when, when, self._operation(effect, token))
+                what = self._operation(effect, token)
+                self._note(effect.lock, when, when + MOMENT_MS, what)
 
     def _complete(self, named: _Named) -> None:
         if named.answer is not None:
@@ -129,7 +137,7 @@ class History:
         for effect in named.effects:
             for when, token in self._done.get(effect, []):
                 what = self._operation(effect, token)
-                self._note(effect.lock, when, when, what)
+                self._note(effect.lock, when, when + MOMENT_MS, what)
 
     # --- operations ---
 
