@@ -15,6 +15,7 @@ from typing import Any
 
 from dss.base.errors import EXIT_FAILED
 from dss.base.ids import FIRST_PARTITION_GROUP, LOCK_GROUP
+from dss.base.levels import BASE_LEVEL
 from dss.cli.connect import nodes
 from dss.cli.http import CliError, Nodes, Problem
 from dss.cli.live import LiveOutput
@@ -67,7 +68,7 @@ def _look_at_all(client: Nodes) -> dict[str, Any]:
     }
 
 
-_HEADER = ("node", "role", "url", "state")
+_HEADER = ("node", "role", "url", "state", "level")
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
@@ -79,7 +80,18 @@ def _lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [(v["id"], v["role"], v["url"], v["problem"] or v["state"]) for v in summary["nodes"]]
+    return [
+        (v["id"], v["role"], v["url"], v["problem"] or v["state"], _level(v))
+        for v in summary["nodes"]
+    ]
+
+
+def _level(view: dict[str, Any]) -> str:
+    """The feature level of its groups, and what it could go up to: `1 of 2`."""
+    level, supports = view["feature_level"], view["supports_level"]
+    if level is None:
+        return ""
+    return str(level) if supports in (None, level) else f"{level} of {supports}"
 
 
 def _print(output: Output, summary: dict[str, Any]) -> None:
@@ -102,14 +114,17 @@ def _look(client: Nodes, url: str) -> tuple[str, dict[str, Any] | None]:
         if answer is None:
             return "", None
         node_id = str(answer.json()["node_id"])
-        found: dict[str, Any] = {"url": url, "groups": [], "problem": ""}
+        found: dict[str, Any] = {"url": url, "groups": [], "problem": "", "supports": None}
         try:
             client.ask_one(url, "/readyz")
         except Problem as problem:
             found["problem"] = str(problem)
             return node_id, found
-        groups = client.ask_one(url, "/v1/raft/status")
-        found["groups"] = groups.json()["groups"] if groups is not None else []
+        answer = client.ask_one(url, "/v1/raft/status")
+        if answer is not None:
+            raft = answer.json()
+            found["groups"] = raft["groups"]
+            found["supports"] = raft.get("feature_level")  # a release without levels says none
     except (CliError, KeyError, TypeError):
         return "", None
     return node_id, found
@@ -118,12 +133,16 @@ def _look(client: Nodes, url: str) -> tuple[str, dict[str, Any] | None]:
 def _merge(node: dict[str, Any], seen: dict[str, Any] | None) -> dict[str, Any]:
     """A node as listed, with what it said itself if it could be asked."""
     view = {"id": node["id"], "role": node["role"], "url": node["url"], "term": None}
+    view |= {"feature_level": None, "supports_level": None}
     if seen is None:
         up = bool(node.get("up"))
         reason = node.get("reason") or "does not answer"
         return {**view, "state": "linked" if up else "down", "problem": "" if up else str(reason)}
     view["url"] = seen["url"]
     groups = seen["groups"]
+    view["supports_level"] = seen["supports"]
+    if groups:
+        view["feature_level"] = min(group.get("feature_level", BASE_LEVEL) for group in groups)
     state = "ready"
     if node["role"] == "lock":
         locks = next((g for g in groups if g["group_id"] == LOCK_GROUP), None)

@@ -10,6 +10,7 @@ import time
 from typing import Any, Final
 
 from dss.base.errors import EXIT_TRY_AGAIN
+from dss.base.levels import BASE_LEVEL
 from dss.cli.connect import nodes
 from dss.cli.http import CliError, Nodes, segment
 from dss.cli.output import Output, duration
@@ -109,12 +110,16 @@ def _show(args: argparse.Namespace, view: dict[str, Any]) -> None:
             _state(member),
             member["lag"],
             duration(member["last_contact_ms"]),
+            group.get("feature_level", BASE_LEVEL),  # a release without levels says none
+            member.get("supports_level"),
             member["incarnation"][:8],
         )
         for group in view["groups"]
         for member in group["members"]
     ]
-    header = ("group", "node", "role", "state", "lag", "heard of", "incarnation")
+    header = (
+        "group", "node", "role", "state", "lag", "heard of", "level", "supports", "incarnation",
+    )  # fmt: skip
     Output(args.json).table(view, header, rows, "no members")
 
 

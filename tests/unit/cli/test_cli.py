@@ -363,7 +363,7 @@ def test_status__says_what_is_wrong_first(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "lock-2: connection refused"
     assert lines[1] == "leader lock-1, term 4"
-    assert lines[3].split() == ["lock-1", "lock", node.url, "leader"]
+    assert lines[3].split() == ["lock-1", "lock", node.url, "leader", "1"]
 
 
 def test_status_watch__a_document_a_line_until_interrupted(
