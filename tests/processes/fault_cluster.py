@@ -87,6 +87,10 @@ class FaultCluster(Cluster):
             }
         return made
 
+    def env_of(self, name: str) -> dict[str, str]:
+        """What a node is started with the next time."""
+        return self._env[name]
+
     def dir_of(self, name: str) -> Path:
         return self.dirs.get(name, self.data_dir / name)
 
