@@ -136,8 +136,9 @@ def _merge(node: dict[str, Any], seen: dict[str, Any] | None) -> dict[str, Any]:
     view |= {"feature_level": None, "supports_level": None}
     if seen is None:
         up = bool(node.get("up"))
-        reason = node.get("reason") or "does not answer"
-        return {**view, "state": "linked" if up else "down", "problem": "" if up else str(reason)}
+        reason = f" ({node['reason']})" if node.get("reason") else ""
+        problem = "" if up else f"does not answer{reason}"
+        return {**view, "state": "linked" if up else "down", "problem": problem}
     view["url"] = seen["url"]
     groups = seen["groups"]
     view["supports_level"] = seen["supports"]

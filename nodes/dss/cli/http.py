@@ -26,6 +26,8 @@ DEFAULT_ENDPOINTS = tuple(
     f"http://127.0.0.1:{port}" for port in (8001, 8002, 8003, 8011, 8012, 8013, 8021, 8022)
 )
 _CONNECT_AND_READ_S = 10.0
+_READ_ONLY_S = 5.0
+"""A GET can be asked of the next node. Longer than a node without a quorum takes to say so."""
 _TRY_AGAIN_CODES = frozenset({"lock_timeout", "deadlock", "no_quorum", "overloaded"})
 _TRY_AGAIN_STATUSES = frozenset({429, 503})
 
@@ -94,6 +96,8 @@ class Nodes:
         if host_header:
             self._headers["Host"] = host_header
         self._found: dict[str, str] = {}
+        self._silent: set[str] = set()
+        """Those that did not answer are asked last from then on."""
         # No proxies: nodes are addressed directly, as the SDK does.
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),
@@ -126,11 +130,12 @@ class Nodes:
         if body is not None:
             data = json.dumps(body, ensure_ascii=False).encode()
             sent.setdefault("Content-Type", "application/json")
-        timeout_s = _CONNECT_AND_READ_S + wait_ms / 1000
+        timeout_s = (_READ_ONLY_S if method == "GET" else _CONNECT_AND_READ_S) + wait_ms / 1000
         refused: list[str] = []
         tried: set[str] = set()
         listed = False
         queue = [e for e in (self._found.get(role), *self.endpoints) if e]
+        queue.sort(key=lambda endpoint: endpoint in self._silent)
         while queue:
             endpoint = queue.pop(0)
             if endpoint in tried:
@@ -139,6 +144,7 @@ class Nodes:
             try:
                 answer = self._send(endpoint, method, path, data, sent, timeout_s)
             except _NotThere as error:
+                self._silent.add(endpoint)
                 refused.append(f"{endpoint}: {error}")
             except Problem as problem:
                 if problem.code != "wrong_role":

@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--" in arguments:  # what follows is a command of the user's, not ours to parse
         cut = arguments.index("--")
         arguments, command_line = arguments[:cut], arguments[cut + 1 :]
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(_not_understood(args, unknown, command_line))
     args.command_line = command_line
     module_name, _, function_name = args.run.partition(":")
     try:
@@ -72,6 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _failed(args, str(error), error.exit_code, error.code)
     return code
+
+
+def _not_understood(
+    args: argparse.Namespace, unknown: Sequence[str], command_line: Sequence[str]
+) -> str:
+    words = " ".join(unknown)
+    if args.run == "dss.cli.locks:run" and not command_line and not unknown[0].startswith("-"):
+        return f"the command stands behind --: dss lock run {args.name} -- {words}"
+    return f"unrecognized arguments: {words}"
 
 
 def _exit_code(error: DssError) -> int:

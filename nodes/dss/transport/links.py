@@ -105,7 +105,7 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
-            self.reason = str(exc) or type(exc).__name__
+            self.reason = _in_words(exc)
         if self.deadline:
             self.deadline.cancel()
         self.links.connections.pop(self, None)
@@ -218,6 +218,15 @@ class _Link(asyncio.Protocol):
         self.links.received(self, messages)
 
 
+def _in_words(error: BaseException) -> str:
+    """For people: `connection refused`, not `[Errno 111] Connection refused`."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error) or type(error).__name__
+
+
 def _tune(sock: socket.socket | None) -> None:
     if sock is None:
         return
@@ -317,7 +326,7 @@ class Links:
                 delay_s = REDIAL_MIN_S
                 await link.closed
             except (OSError, ValueError) as error:  # ValueError: a name that is no host name
-                reason = link.reason if link else str(error)
+                reason = link.reason if link else _in_words(error)
                 self._note(node_id, False, reason)
             if link is not None and not link.closed.done():
                 link.close("dial abandoned")

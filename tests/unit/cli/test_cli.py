@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from dss.cli.http import Nodes
 from dss.cli.live import LiveOutput
 from dss.cli.main import main
 from dss.cli.output import duration, style_of
@@ -95,6 +97,36 @@ def dss(node: Node, *arguments: str) -> int:
     words = list(arguments)
     cut = words.index("--") if "--" in words else len(words)
     return main([*words[:cut], "--endpoints", node.url, *words[cut:]])
+
+
+def test_node_that_hangs__is_given_up_soon_and_asked_last_from_then_on(
+    serve: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dss.cli.http._READ_ONLY_S", 0.2)
+    node = serve({"GET .*": (200, {"nodes": []})})
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        hangs.settimeout(1)
+        client = Nodes([f"http://127.0.0.1:{hangs.getsockname()[1]}", node.url])
+        began = time.monotonic()
+        for role, path in (("any", "/v1/cluster"), ("lock", "/v1/locks"), ("cache", "/v1/cache")):
+            assert client.ask(role, "GET", path).endpoint == node.url
+        assert time.monotonic() - began < 2
+        hangs.accept()[0].close()
+        hangs.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            hangs.accept()
+
+
+def test_run_without_dashes__says_where_the_command_stands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["lock", "run", "demo", "echo", "hi"])
+    assert ended.value.code == 2
+    assert "dss lock run demo -- echo hi" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["lock", "run", "demo", "--waits", "5", "--", "echo", "hi"])
+    assert "unrecognized arguments: --waits 5" in capsys.readouterr().err
 
 
 def test_acquire__makes_a_session_and_encodes_the_name(
@@ -361,7 +393,7 @@ def test_status__says_what_is_wrong_first(
     replies["GET /v1/cluster"] = (200, {"node_id": "lock-1", "nodes": [me, down]})
     assert dss(node, "status") == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "lock-2: connection refused"
+    assert lines[0] == "lock-2: does not answer (connection refused)"
     assert lines[1] == "leader lock-1, term 4"
     assert lines[3].split() == ["lock-1", "lock", node.url, "leader", "1"]
 
@@ -438,6 +470,7 @@ def test_long_acquire__asks_again_in_time_and_keeps_one_grant(
     ask_often(monkeypatch)
     asked: list[Any] = []
     granted: list[Any] = []
+    twice = threading.Event()
 
     def acquire(body: Any) -> Reply:
         asked.append(body)
@@ -445,7 +478,9 @@ def test_long_acquire__asks_again_in_time_and_keeps_one_grant(
             time.sleep(0.25)
             return 409, {"code": "superseded", "detail": "a newer request"}
         granted.append(body)
-        time.sleep(0.15)
+        if len(granted) == 2:
+            twice.set()
+        twice.wait(5)
         return LOCKS["POST /v1/locks/a%2Fb/acquire"]
 
     released = "POST /v1/locks/a%2Fb/release"
