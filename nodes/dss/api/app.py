@@ -20,10 +20,10 @@ from aiohttp import web
 from aiohttp.hdrs import AUTHORIZATION
 
 from dss.api import openapi
-from dss.api.auth import GUARDED_PREFIX, Guard, check_origin
+from dss.api.auth import ADMIN, GUARDED_PREFIX, Guard, check_origin
 from dss.api.cluster import ClusterView, node_url
 from dss.api.problem import problem_response, result_response
-from dss.api.routes import CALLER, Route
+from dss.api.routes import CALLER, IS_ADMIN, Route
 from dss.api.stream import leave_streams
 from dss.base.errors import DssError, Invalid, NotFound, TooLarge, Unavailable, WrongRole
 from dss.base.limits import BODY_BYTES_MAX
@@ -184,7 +184,9 @@ def _check(guard: Guard | None, route: Route) -> Check | None:
     check, admin = guard.check, route.admin
 
     def guarded(request: web.Request) -> None:
-        request[CALLER] = check(request.headers.get(AUTHORIZATION), admin=admin).name
+        token = check(request.headers.get(AUTHORIZATION), admin=admin)
+        request[CALLER] = token.name
+        request[IS_ADMIN] = token.role == ADMIN
 
     return guarded
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dss.api.stream import StreamConnection
 from dss.drivers.gone_clients import Waiting
+from dss.drivers.lock_handles import shown
 from dss.drivers.locks import LockService
 
 
@@ -47,6 +48,8 @@ class LockStream:
             wait = self._waits.pop(request_id, None)
             if self._ended and wait is not None and status == 200:
                 self._service.gone.undelivered(wait, body)
+        if status == 409:
+            status, body = shown((status, body))
         self._connection.answer(request_id, status, body)
 
     def push(self, body: Any) -> None:

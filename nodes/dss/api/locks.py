@@ -17,7 +17,7 @@ from dss.api import lock_bodies as bodies
 from dss.api import lock_events
 from dss.api.lock_stream import LockStream
 from dss.api.problem import path_name, read_json, result_response
-from dss.api.routes import CALLER, Route
+from dss.api.routes import CALLER, IS_ADMIN, Route
 from dss.api.stream import session_handler
 from dss.base.errors import Invalid
 from dss.base.limits import LABEL_CHARS_MAX
@@ -41,6 +41,7 @@ from dss.core.locks.commands import (
     Write,
 )
 from dss.drivers.gone_clients import Waiting
+from dss.drivers.lock_handles import shown
 from dss.drivers.locks import LockService
 from dss.observe.logs import event
 
@@ -100,7 +101,7 @@ class _Handlers:
         result = await answer
         if not noticed and _has_gone(request):
             self._service.gone.left(command, answer, bool(key))
-        return result_response(*result)
+        return result_response(*shown(result))
 
     # --- sessions -----------------------------------------------------------------------
 
@@ -201,11 +202,16 @@ class _Handlers:
     async def _read(self, query: Any) -> web.Response:
         return result_response(*await self._service.read(query))
 
+    async def _read_lock(self, request: web.Request, query: GetLock) -> web.Response:
+        """With whole session ids for an administrator's token only."""
+        whole = bool(request.get(IS_ADMIN))
+        return result_response(*await self._service.read(query, whole=whole))
+
     async def get_lock(self, request: web.Request) -> web.Response:
-        return await self._read(GetLock(path_name(request)))
+        return await self._read_lock(request, GetLock(path_name(request)))
 
     async def explain(self, request: web.Request) -> web.Response:
-        return await self._read(ExplainLock(path_name(request)))
+        return await self._read_lock(request, ExplainLock(path_name(request)))
 
     async def history(self, request: web.Request) -> web.Response:
         return await self._read(LockHistory(path_name(request)))

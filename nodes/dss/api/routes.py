@@ -14,6 +14,8 @@ from aiohttp import web
 CALLER: Final[Any] = web.RequestKey("caller", str) if hasattr(web, "RequestKey") else "caller"
 """`request[CALLER]`: the name of the token that the request came with; absent without tokens.
 (aiohttp before 3.14 has no typed keys.)"""
+IS_ADMIN: Final[Any] = web.RequestKey("admin", bool) if hasattr(web, "RequestKey") else "admin"
+"""`request[IS_ADMIN]`: whether that token is an administrator's; absent without tokens."""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

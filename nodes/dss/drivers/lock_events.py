@@ -16,6 +16,7 @@ from dss.core.locks.history import Hold
 from dss.core.locks.journal import WAITING, Happening, Loss
 from dss.core.locks.machine import LockMachine
 from dss.core.locks.state import label_of
+from dss.drivers.lock_handles import shown_owner
 from dss.drivers.ports import Consensus
 
 BATCH: Final = 500
@@ -231,11 +232,6 @@ def rendered(index: int, happening: Happening, log_ms: int) -> dict[str, Any]:
         "ago_ms": max(0, log_ms - at_ms),
         "owner": shown_owner(session, owner),
     }
-
-
-def shown_owner(session: str, owner: str) -> str:
-    """The default owner is the session itself, whose id must not be told."""
-    return "" if owner == session else owner
 
 
 def _of_hold(index: int, kind: str, hold: Hold) -> dict[str, Any]:

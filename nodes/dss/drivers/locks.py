@@ -1,8 +1,7 @@
 """The lock service of one node: streams and HTTP in, the lock group's commands and reads out.
 
-Writes go to consensus, which finds the leader. Reads happen on the leader after a ReadIndex
-round; another node asks it with the call `locks.read`. What must not live here: what a command
-does (core/locks), parsing of HTTP or WebSocket frames (api).
+Writes go to consensus, which finds the leader. What must not live here: what a command does
+(core/locks), reads (lock_reads.py), parsing of HTTP or WebSocket frames (api).
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from dss.base.errors import DssError, Indeterminate, Invalid, NoQuorum, Overloaded, Unavailable
+from dss.base.errors import DssError, Invalid, Overloaded
 from dss.base.ids import LOCK_GROUP
 from dss.base.limits import (
     BATCH_ITEMS_MAX,
-    FORWARDED_READ_RETRY_MS,
     STREAM_IN_FLIGHT_MAX,
 )
-from dss.core.locks.answers import session_expired
 from dss.core.locks.commands import (
     CLIENT_CODEC,
     KEYED_CODEC,
@@ -31,16 +28,11 @@ from dss.core.locks.commands import (
     Acquire,
     AcquireMany,
     Break,
-    ExplainLock,
-    GetLock,
     Keyed,
-    ListLocks,
-    LockHistory,
     Read,
     SessionCreate,
     SessionKeepalive,
     Upgrade,
-    VerifyToken,
     WatchSession,
     Withdraw,
     Write,
@@ -49,11 +41,11 @@ from dss.core.locks.machine import LockMachine
 from dss.core.machine import Result, join_items, strip_array_header
 from dss.drivers.gone_clients import GoneClients, Waiting
 from dss.drivers.lock_events import LockEvents, Watcher
+from dss.drivers.lock_reads import LockReads
 from dss.drivers.ports import Consensus, Sink, StreamSink
 from dss.observe.metrics import Registry
-from dss.transport.ports import Peer, Transport
+from dss.transport.ports import Transport
 
-READ_METHOD: Final = "locks.read"
 END_WAITS_LOOK_S: Final = 0.01
 """Between two looks at the waits of a node that stops: their answers come with the log."""
 
@@ -87,15 +79,15 @@ class LockService:
         self, consensus: Consensus, transport: Transport, *, read_timeout_ms: int = 1_000
     ) -> None:
         self._consensus = consensus
-        self._transport = transport
         self._read_timeout_ms = read_timeout_ms
         self._tasks: dict[asyncio.Task[None], None] = {}
         self.events = LockEvents(consensus)
         self.gone = GoneClients(consensus, self.write, self._spawn)
+        self._reads = LockReads(consensus, transport, self._spawn, read_timeout_ms)
 
     async def start(self) -> None:
         """Answer other nodes' reads. The lock group itself is opened by the composition root."""
-        self._transport.on_call(READ_METHOD, self._on_read)
+        self._reads.start()
         self.events.start()
 
     async def stop(self) -> None:
@@ -223,7 +215,7 @@ class LockService:
         """One ReadIndex round, or one call to the leader, for all reads of a message."""
         results: Sequence[Result]
         try:
-            results = await self._read([read for _, read in reads])
+            results = await self._reads.read([read for _, read in reads])
         except DssError as error:
             results = [(error.status, error.body())] * len(reads)
         for (request_id, _), (status, body) in zip(reads, results, strict=True):
@@ -252,96 +244,9 @@ class LockService:
             return self._consensus.call(LOCK_GROUP, checked)
         return self._consensus.call(LOCK_GROUP, _checked(_keyed(checked, key)))
 
-    async def read(self, query: Read) -> Result:
-        """One linearizable read."""
-        return (await self._read([_checked(query)]))[0]
-
-    # --- reads --------------------------------------------------------------------------
-
-    async def _read(self, reads: Sequence[Read]) -> Sequence[Result]:
-        """Linearizable; tried again while the leader changes. Raises DssError."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._read_timeout_ms / 1_000
-        while True:
-            try:
-                return await self._read_once(reads, deadline - loop.time())
-            except (NoQuorum, Unavailable, Indeterminate) as error:
-                # Reading twice harms nobody, so an unknown outcome is no obstacle.
-                if loop.time() + FORWARDED_READ_RETRY_MS / 1_000 >= deadline:
-                    if isinstance(error, NoQuorum):
-                        raise
-                    raise self._no_quorum() from error
-                await asyncio.sleep(FORWARDED_READ_RETRY_MS / 1_000)
-
-    async def _read_once(self, reads: Sequence[Read], left_s: float) -> Sequence[Result]:
-        if self._consensus.is_leader(LOCK_GROUP):
-            await self._consensus.read(LOCK_GROUP)
-            return self._look(reads)
-        leader = self._consensus.leader_of(LOCK_GROUP)
-        if leader is None:
-            raise self._no_quorum()
-        body = join_items(len(reads), [CLIENT_CODEC.encode_item(0, read) for read in reads])
-        timeout_ms = max(1, int(left_s * 1_000))
-        try:
-            answer = await self._transport.call(leader, READ_METHOD, body, timeout_ms)
-        except DssError as error:
-            # A RemoteError with this code: the node asked does not lead any longer.
-            if error.code == NoQuorum.code:
-                raise self._no_quorum() from error
-            raise
-        return _results.decode(answer)
-
-    def _look(self, reads: Sequence[Read]) -> list[Result]:
-        machine: LockMachine = self._consensus.machine(LOCK_GROUP)
-        log_ms = self._consensus.log_ms(LOCK_GROUP)
-        return [_answer(machine, read, log_ms) for read in reads]
-
-    def _on_read(self, peer: Peer, body: bytes, reply: Callable[[int, bytes], None]) -> None:
-        reads = [
-            CLIENT_CODEC.decode_args(op, args)
-            for _, op, args in CLIENT_CODEC.split(body)
-            if op in READ_OPS
-        ]
-        if not self._consensus.is_leader(LOCK_GROUP):
-            raise self._no_quorum()
-        self._spawn(self._reply_reads(reads, reply))
-
-    async def _reply_reads(
-        self, reads: Sequence[Read], reply: Callable[[int, bytes], None]
-    ) -> None:
-        try:
-            await self._consensus.read(LOCK_GROUP)
-        except DssError as error:
-            reply(error.status, _encode(error.body()))
-            return
-        reply(200, _encode(self._look(reads)))
-
-    def _no_quorum(self) -> NoQuorum:
-        return NoQuorum(
-            "no leader of the lock group is known: it has no quorum, or is just electing one; "
-            "nothing was done",
-            retry_after_ms=self._read_timeout_ms,
-        )
-
-
-def _answer(machine: LockMachine, read: Read, log_ms: int) -> Result:
-    if isinstance(read, ExplainLock):
-        return 200, machine.explain(read.name, log_ms)
-    if isinstance(read, LockHistory):
-        return 200, machine.history(read.name, log_ms)
-    if isinstance(read, GetLock):
-        return 200, machine.describe(read.name, log_ms)
-    if isinstance(read, VerifyToken):
-        return 200, machine.verify(read.name, read.token)
-    if isinstance(read, ListLocks):
-        return 200, machine.list(read.prefix, read.limit, read.cursor, log_ms)
-    session = machine.describe_session(read.session, log_ms)
-    if isinstance(read, WatchSession):
-        return (200, {}) if session is not None else session_expired(read.session)
-    if session is None:
-        message = f"session {read.session[:8]}… does not exist or has ended: create a new one"
-        return 404, {"code": "not_found", "message": message}
-    return 200, session
+    async def read(self, query: Read, *, whole: bool = False) -> Result:
+        """One linearizable read; `whole`: with other clients' session ids."""
+        return (await self._reads.read([_checked(query)], whole=whole))[0]
 
 
 def _keyed(command: Write | Break, key: str) -> Keyed:

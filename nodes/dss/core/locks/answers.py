@@ -83,8 +83,9 @@ def ordinal(place: int) -> str:
     return f"{place}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(place % 10, 'th') }"
 
 
-def problem(status: int, code: str, message: str) -> Result:
-    return status, {"code": code, "message": message}
+def problem(status: int, code: str, message: str, **more: Any) -> Result:
+    """`more`: other members, such as `retry_after_ms`."""
+    return status, {"code": code, "message": message} | more
 
 
 def session_expired(session_id: str) -> Result:
@@ -134,33 +135,34 @@ def cancelled(names: Sequence[str]) -> Result:
 
 
 def stopping(names: Sequence[str]) -> Result:
-    status, body = problem(
+    return problem(
         503,
         "stopping",
         f"{locks_named(names)}: this node stops, nothing was done. Ask another node: the same "
         "request has its old place in the line.",
+        retry_after_ms=100,
+        waiting=True,
     )
-    return status, body | {"retry_after_ms": 100, "waiting": True}
 
 
 def client_gone(names: Sequence[str]) -> Result:
-    status, body = problem(
+    return problem(
         503,
         "client_gone",
         f"{locks_named(names)}: the client of this wait had gone, so it was ended; nothing was "
         "done. The same request again is carried out anew.",
+        retry_after_ms=100,
     )
-    return status, body | {"retry_after_ms": 100}
 
 
 def waits_full() -> Result:
-    status, body = problem(
+    return problem(
         429,
         "overloaded",
         f"the waits of all clients take {WAITS_BYTES_MAX // MIB} MiB: wait for fewer locks, or "
         "with shorter names",
+        retry_after_ms=1_000,
     )
-    return status, body | {"retry_after_ms": 1_000}
 
 
 def too_many_holders() -> Result:
@@ -261,24 +263,24 @@ def session_answers_full() -> Result:
 
 
 def answers_full() -> Result:
-    status, body = problem(
+    return problem(
         429,
         "overloaded",
         f"the unacknowledged answers of all sessions take {ANSWERS_BYTES_MAX // MIB} MiB: raise "
         "`ack` in each, and end the sessions that nobody uses.",
+        retry_after_ms=1_000,
     )
-    return status, body | {"retry_after_ms": 1_000}
 
 
 def too_many_keys() -> Result:
-    status, body = problem(
+    return problem(
         429,
         "overloaded",
         f"{IDEMPOTENCY_KEYS_MAX} idempotency keys are remembered, or "
         f"{IDEMPOTENCY_KEYS_BYTES_MAX // MIB} MiB of them and their answers, each for 10 minutes: "
         "try later, or use a session's `seq` on the stream.",
+        retry_after_ms=1_000,
     )
-    return status, body | {"retry_after_ms": 1_000}
 
 
 def other_body(key: str) -> Result:

@@ -7,6 +7,7 @@ not live here: how it is shown (views.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -57,6 +58,9 @@ class History:
 
     def __init__(self) -> None:
         self._ended: list[Hold] = []
+        # By name, of the first `_indexed` ones: for readers, so made when one comes.
+        self._index: dict[str, list[Hold]] = {}
+        self._indexed = 0
         self.note: Callable[[Hold], None] = self._ended.append
 
     @property
@@ -79,10 +83,19 @@ class History:
                     break
         kept.reverse()
         ended[:] = kept
+        self._forget_index()
 
     def of(self, name: str) -> Sequence[Hold]:
         """Oldest first."""
-        return [hold for hold in self._ended if hold.name == name][-HISTORY_PER_LOCK_MAX:]
+        index = self._index
+        for hold in islice(self._ended, self._indexed, None):
+            index.setdefault(hold.name, []).append(hold)
+        self._indexed = len(self._ended)
+        return index.get(name, [])[-HISTORY_PER_LOCK_MAX:]
+
+    def _forget_index(self) -> None:
+        self._index = {}
+        self._indexed = 0
 
     def rows(self) -> list[Hold]:
         """For a snapshot."""
@@ -90,6 +103,7 @@ class History:
 
     def restore(self, rows: Iterable[Hold]) -> None:
         self._ended[:] = rows
+        self._forget_index()
 
     def check_invariants(self) -> None:
         assert len(self._ended) < 2 * HISTORY_MAX, len(self._ended)

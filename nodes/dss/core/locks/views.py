@@ -5,13 +5,13 @@ What must not live here: anything that changes the state.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import nsmallest
 from itertools import islice
 from typing import Any
 
-from dss.base.limits import WAITERS_SHOWN_MAX
+from dss.base.limits import LIST_STEP_NAMES, WAITERS_SHOWN_MAX
 from dss.core.locks.answers import duration, locks_named, ordinal
-from dss.core.locks.history import Hold
 from dss.core.locks.state import Lock, LockState, Waiter, label_of, place_in
 from dss.core.locks.waits import blockers
 
@@ -54,7 +54,7 @@ def describe(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "state": "held" if holders else "free"}
     if holders:
         found["mode"] = lock.mode
-        found["token"] = max(hold.token for hold in lock.holders.values())
+        found["token"] = _newest(lock)
     if holders and lock.mode == "semaphore":
         found |= {"limit": lock.limit, "permits_used": lock.used}
     return found | {
@@ -68,18 +68,35 @@ def list_held(
     state: LockState, prefix: str, limit: int, cursor: str, log_ms: int
 ) -> dict[str, Any]:
     """Held locks by name: `{items: [{name, mode, token, holders, waiting, …}], next}`."""
-    names = nsmallest(
-        limit + 1,
-        (
+    pages = list_in_steps(state, prefix, limit, cursor, log_ms)
+    return next(page for page in pages if page is not None)
+
+
+def list_in_steps(
+    state: LockState, prefix: str, limit: int, cursor: str, log_ms: int
+) -> Iterator[dict[str, Any] | None]:
+    """As `list_held`, a bounded amount of work at a time: None until the page is there.
+
+    The state may change in between. A lock that is held all the while is not missed.
+    """
+    everything = list(state.lock_names())
+    found: list[str] = []
+    below = ""
+    for start in range(0, len(everything), LIST_STEP_NAMES):
+        some = [
             name
-            for name in state.lock_names()
-            if name > cursor and name.startswith(prefix) and state.is_held(name)
-        ),
-    )
+            for name in everything[start : start + LIST_STEP_NAMES]
+            if name > cursor and name.startswith(prefix) and not (below and name > below)
+        ]
+        found = nsmallest(limit + 1, [*found, *filter(state.is_held, some)])
+        if len(found) > limit:
+            below = found[-1]
+        yield None
     items = []
-    for name in names[:limit]:
+    for name in found[:limit]:
         lock = state.find_lock(name)
-        assert lock is not None
+        if lock is None or not lock.holders:
+            continue  # given back since
         hold = next(iter(lock.holders.values()))
         items.append(
             {
@@ -92,7 +109,7 @@ def list_held(
                 "waiting": len(lock.waiters or ()),
             }
         )
-    return {"items": items, "next": names[limit - 1] if len(names) > limit else None}
+    yield {"items": items, "next": found[limit - 1] if len(found) > limit else None}
 
 
 def describe_session(state: LockState, session_id: str, log_ms: int) -> dict[str, Any] | None:
@@ -130,15 +147,22 @@ def verify(state: LockState, name: str, token: int) -> dict[str, Any]:
     None when neither remembers one.
     """
     lock = state.find_lock(name)
-    tokens = [hold.token for hold in lock.holders.values()] if lock is not None else []
     past = [hold.token for hold in state.past.of(name)]
-    return {"valid": token in tokens, "newest": max([*tokens, *past], default=None)}
+    if lock is None or not lock.holders:
+        return {"valid": False, "newest": max(past, default=None)}
+    valid = any(hold.token == token for hold in lock.holders.values())
+    return {"valid": valid, "newest": max([_newest(lock), *past])}
+
+
+def _newest(lock: Lock) -> int:
+    """The largest token of a held lock: holders stand in the order of their grants."""
+    return next(reversed(lock.holders.values())).token
 
 
 def history(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
     """Who holds the lock and who held it, newest first: `{name, items}`; ages in ms."""
     lock = state.find_lock(name)
-    holds = sorted(lock.holders.values(), key=_token_of) if lock is not None else []
+    holders = reversed(lock.holders.values()) if lock is not None else ()
     items = [
         {
             "token": hold.token,
@@ -149,13 +173,9 @@ def history(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
             "ended_ago_ms": max(0, log_ms - hold.until_ms) if hold.how else None,
             "ended": hold.how or None,
         }
-        for hold in (*reversed(holds[-WAITERS_SHOWN_MAX:]), *reversed(state.past.of(name)))
+        for hold in (*islice(holders, WAITERS_SHOWN_MAX), *reversed(state.past.of(name)))
     ]
     return {"name": name, "items": items}
-
-
-def _token_of(hold: Hold) -> int:
-    return hold.token
 
 
 def explain(state: LockState, name: str, log_ms: int) -> dict[str, Any]:
