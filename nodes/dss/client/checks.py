@@ -6,6 +6,7 @@ The servers check it all again. What must not live here: requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from dss.base.errors import Invalid
 from dss.base.limits import (
@@ -18,13 +19,16 @@ from dss.base.limits import (
 )
 from dss.base.names import has_dot_segment
 
+_TTL_S_MIN: Final = SESSION_TTL_MS_MIN / 1_000
+_TTL_S_MAX: Final = SESSION_TTL_MS_MAX / 1_000
+
 
 def check_name(name: str) -> None:
     """1 to 256 bytes of UTF-8, no `.`, `..` or empty part between slashes."""
     if not isinstance(name, str):
         raise Invalid(f"a lock's name is a str, not {type(name).__name__}: {name!r:.60}")
     try:
-        size = len(name.encode())
+        size = len(name) if name.isascii() else len(name.encode())
     except UnicodeEncodeError:
         raise Invalid(f"a lock's name is text that UTF-8 can carry, not {name!r:.60}") from None
     if not 1 <= size <= NAME_BYTES_MAX:
@@ -41,6 +45,8 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
         raise Invalid(f"locks takes a list of names, not one str: [{names!r:.60}]")
     for name in names:
         check_name(name)
+    if len(names) == 1:
+        return tuple(names)
     if not 1 <= len(names) <= LOCKS_TOGETHER_MAX:
         raise Invalid(f"1 to {LOCKS_TOGETHER_MAX} locks are taken at once, not {len(names)}")
     twice = {name for name in names if list(names).count(name) > 1}
@@ -51,9 +57,8 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
 
 def check_ttl(ttl: float) -> int:
     """In ms."""
-    low, high = SESSION_TTL_MS_MIN / 1_000, SESSION_TTL_MS_MAX / 1_000
-    if not low <= _number("ttl", ttl) <= high:
-        raise Invalid(f"ttl is {low:g} to {high:g} seconds, not {ttl:g}")
+    if not _TTL_S_MIN <= _number("ttl", ttl) <= _TTL_S_MAX:
+        raise Invalid(f"ttl is {_TTL_S_MIN:g} to {_TTL_S_MAX:g} seconds, not {ttl:g}")
     return round(ttl * 1_000)
 
 
@@ -79,6 +84,9 @@ def check_permits(permits: int, limit: int) -> None:
 
 
 def _number(what: str, value: float) -> float:
+    kind = type(value)
+    if kind is float or kind is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Invalid(f"{what} is a number, not {type(value).__name__}: {value!r:.60}")
     return value

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -99,9 +98,9 @@ class Client:
             args["mode"] = "shared"
         if confirm:
             args["confirm_ms"] = round(confirm * 1_000)
-        want = _want("acquire", (name,), args, ttl, wait, priority, session)
         mode = "shared" if shared else "exclusive"
-        return LockHandle(self._locks, replace(want, mode=mode, confirm_s=confirm), owner)
+        want = _want("acquire", (name,), args, ttl, wait, priority, session, mode, confirm)
+        return LockHandle(self._locks, want, owner)
 
     def locks(
         self,
@@ -130,7 +129,8 @@ class Client:
     ) -> RwLock:
         """`async with client.rwlock(name).read() as held`, or `.write()`."""
         writer = _want("acquire", (name,), {"name": name}, ttl, wait, priority, session)
-        reader = replace(writer, args={**writer.args, "mode": "shared"}, mode="shared")
+        shared = {**writer.args, "mode": "shared"}
+        reader = _want("acquire", (name,), shared, ttl, wait, priority, session, "shared")
         return RwLock(self._locks, reader, writer, owner)
 
     def semaphore(
@@ -148,8 +148,8 @@ class Client:
         """`permits` of `limit`, which all who use it must name alike (409 `limit_mismatch`)."""
         check_permits(permits, limit)
         args = {"name": name, "mode": "semaphore", "limit": limit, "permits": permits}
-        want = _want("acquire", (name,), args, ttl, wait, priority, session)
-        return LockHandle(self._locks, replace(want, mode="semaphore"), owner)
+        want = _want("acquire", (name,), args, ttl, wait, priority, session, "semaphore")
+        return LockHandle(self._locks, want, owner)
 
     def election(
         self, name: str, *, ttl: float = DEFAULT_TTL_S, wait: float | None = None, priority: int = 0
@@ -260,9 +260,11 @@ def _want(
     wait: float | None,
     priority: int,
     session: Session | None,
+    mode: str = "exclusive",
+    confirm_s: float = 0.0,
 ) -> Want:
     check_names(names)
     check_priority(priority)
     if priority:
         args["priority"] = priority
-    return Want(op, names, args, ttl_ms=check_ttl(ttl), own=session, wait_s=check_wait(wait))
+    return Want(op, names, args, mode, check_ttl(ttl), session, check_wait(wait), confirm_s)

@@ -6,7 +6,9 @@ What must not live here: requests (locks.py).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
+from typing import Any
 
 from dss.base.errors import Conflict, DssError
 from dss.client.errors import DeadlockError
@@ -80,8 +82,8 @@ class LockHandle:
             )
         await self._locks.release(held)
 
-    async def __aenter__(self) -> Held:
-        return await self.acquire_as(asyncio.current_task())
+    def __aenter__(self) -> Coroutine[Any, Any, Held]:
+        return self.acquire_as(asyncio.current_task())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None,

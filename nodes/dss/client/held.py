@@ -6,7 +6,6 @@ What must not live here: waiting for a lock (locks.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -54,15 +53,17 @@ class Held:
     """
 
     def __init__(
-        self, locks: Locks, session: Session, owner: str, tokens: Mapping[str, int], mode: str
+        self, locks: Locks, session: Session, owner: str, tokens: dict[str, int], mode: str
     ) -> None:
-        self.tokens = dict(tokens)
-        self.name, self.token = next(iter(self.tokens.items()))
+        self.tokens = tokens
+        self.name, self.token = next(iter(tokens.items()))
         self.mode = mode
         self.session = session
         self.owner = owner
         self._locks = locks
-        self._lost = asyncio.Event()
+        self._is_lost = False
+        self._lost: asyncio.Event | None = None
+        """Made when somebody waits for it."""
         self._reason = ""
         self.changing = False
         """See sessions.Holder."""
@@ -87,7 +88,9 @@ class Held:
     def lose(self, reason: str) -> None:
         """See sessions.Holder."""
         self._reason = self._reason or reason
-        self._lost.set()
+        self._is_lost = True
+        if self._lost is not None:
+            self._lost.set()
 
     @property
     def safe_until(self) -> float:
@@ -97,7 +100,7 @@ class Held:
     @property
     def is_safe(self) -> bool:
         """The lock is certainly still held (its session's TTL has not run out unrenewed)."""
-        return self.session.is_safe and not self._lost.is_set()
+        return not self._is_lost and self.session.is_safe
 
     def check(self) -> None:
         """Raises LockLost unless `is_safe`."""
@@ -110,6 +113,8 @@ class Held:
 
     async def until_lost(self) -> LockLost:
         """Wait until it is lost, or may be; says why."""
+        if self._lost is None:
+            self._lost = asyncio.Event()
         while self.is_safe:
             try:
                 async with asyncio.timeout(max(0.0, self.safe_until - clock_s())):

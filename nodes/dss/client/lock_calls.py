@@ -1,7 +1,9 @@
 """Requests to lock nodes: over the stream, over HTTP where no WebSocket gets through.
 
-`settle` repeats a sequenced command with its own number until its one true answer is known. What
-must not live here: what ops mean, sessions.
+`settle` repeats a sequenced command with its own number until its one true answer is known. A node
+of an older release takes no numbers over HTTP, but keys: it remembers answers by the one or by the
+other, so what may have happened is asked for by what it was sent with. What must not live here:
+what ops mean, sessions.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Final
 
-from dss.base.errors import Indeterminate, Unavailable
+from dss.base.errors import Indeterminate, Invalid, Unavailable
 from dss.client.calls import HTTP_S
 from dss.client.errors import REPEATABLE, error_of
 from dss.client.requests import Requests, segment
@@ -19,6 +22,9 @@ from dss.client.stream import LockStream
 
 PAUSE_S: Final = 0.1
 """Between repeated requests when the node does not say how long."""
+
+OLDER_S: Final = 60.0
+"""After a node took no numbers over HTTP, keys are used for so long before the next try."""
 
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -39,6 +45,18 @@ _WRITES: Final = {
 }
 
 
+class _Way(Enum):
+    """How a request travels."""
+
+    STREAM = 1
+    HTTP = 2
+    HTTP_BY_KEY = 3
+
+
+class _OtherWay(Exception):
+    """It cannot travel this way, and was not carried out."""
+
+
 def clock_s() -> float:
     """Seconds that go on while the machine is suspended: leases elsewhere do, too.
 
@@ -56,28 +74,48 @@ class LockCalls:
         self._stream = stream
         self._requests = requests
         self._http_until_s = 0.0
+        self._keys_until_s = 0.0
+        self._keyed: set[tuple[str, int]] = set()
+        """Commands sent by key whose outcome nobody could say."""
 
     @property
     def connection(self) -> object | None:
         """The stream's; None: there is none now."""
         return self._stream.mark()[1]
 
-    async def ask(self, op: str, args: dict[str, Any], *, via: str = "") -> Any:
-        """One request's body; statuses from 400 on raise their error.
+    def _way(self, unknown: _Way | None = None) -> _Way:
+        """How to send now.
 
         Args:
-            via: `stream` or `http`: this way only.
+            unknown: how it was sent when nobody could say what came of it.
         """
-        by_http = via == "http" or (not via and clock_s() < self._http_until_s)
-        if by_http and self._requests is not None:
-            return await self._over_http(self._requests, op, args)
+        if unknown is _Way.HTTP_BY_KEY:
+            return unknown
+        if not self._http_until_s or clock_s() >= self._http_until_s:
+            return _Way.STREAM
+        if unknown is None and clock_s() < self._keys_until_s:
+            return _Way.HTTP_BY_KEY
+        return _Way.HTTP
+
+    async def ask(self, op: str, args: dict[str, Any]) -> Any:
+        """One request's body; statuses from 400 on raise their error."""
+        while True:
+            try:
+                return await self._ask(op, args, self._way())
+            except _OtherWay:
+                continue
+
+    async def _ask(self, op: str, args: dict[str, Any], way: _Way) -> Any:
+        if way is not _Way.STREAM:
+            assert self._requests is not None, "HTTP is never chosen without"
+            return await self._over_http(self._requests, op, args, way)
         try:
             status, body = await self._stream.request(op, args)
-        except Unavailable:
-            if via or not self._stream.no_websockets or self._requests is None:
+        except Unavailable as error:
+            if not self._stream.no_websockets or self._requests is None:
                 raise
             self._http_until_s = clock_s() + HTTP_S
-            return await self._over_http(self._requests, op, args)
+            raise _OtherWay from error
         if status >= 400:
             raise error_of(status, body)
         return body
@@ -98,14 +136,21 @@ class LockCalls:
             Indeterminate: sent, and no answer in time.
         """
         unknown: Indeterminate | None = None
-        via = ""
+        sent: _Way | None = None
+        if self._keyed and (args.get("session"), args.get("seq")) in self._keyed:
+            sent = _Way.HTTP_BY_KEY
         while True:
+            way = self._way(sent)
             try:
-                return await self.ask(op, args, via=via)
+                return await self._ask(op, args, way)
+            except _OtherWay:
+                if unknown is None:
+                    continue
+                pause_s = PAUSE_S
             except Indeterminate as error:
-                unknown = error
-                # Answers are remembered by sequence number there and by key here: not by both.
-                via = via or ("http" if self._stream.no_websockets else "stream")
+                unknown, sent = error, way
+                if way is _Way.HTTP_BY_KEY and "seq" in args:
+                    self._keyed.add((args["session"], args["seq"]))
                 pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S / 10
             except REPEATABLE as error:
                 pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S
@@ -115,20 +160,28 @@ class LockCalls:
                 raise unknown
             await asyncio.sleep(pause_s)
 
-    async def _over_http(self, requests: Requests, op: str, args: dict[str, Any]) -> Any:
+    async def _over_http(self, requests: Requests, op: str, args: dict[str, Any], way: _Way) -> Any:
         if op in _GET:
             path = _GET[op].format(name=segment(args["name"]))
             return (await requests.send("lock", "GET", path)).json()
         body = dict(args)
-        seq = body.pop("seq", 0)
-        body.pop("ack", None)
-        headers = {"Idempotency-Key": f"{args['session']}-{seq}"} if seq else {}
+        headers = {}
+        numbered = "seq" in body
+        if numbered and way is _Way.HTTP_BY_KEY:
+            headers["Idempotency-Key"] = f"{args['session']}-{body.pop('seq')}"
+            del body["ack"]
         method, template = _WRITES[op]
         inside = {key: body.pop(key) for key in ("name", "session") if f"{{{key}}}" in template}
         path = template.format(**{key: segment(value) for key, value in inside.items()})
-        reply = await requests.send(
-            "lock", method, path,
-            json=body if method == "POST" else None,
-            headers=headers, wait_ms=body.get("wait_ms", 0),
-        )  # fmt: skip
+        try:
+            reply = await requests.send(
+                "lock", method, path,
+                json=body if method == "POST" else None,
+                headers=headers, wait_ms=body.get("wait_ms", 0),
+            )  # fmt: skip
+        except Invalid as error:
+            if not numbered or way is _Way.HTTP_BY_KEY or error.extra.get("field") != "seq":
+                raise
+            self._keys_until_s = clock_s() + OLDER_S
+            raise _OtherWay from error
         return reply.json()

@@ -90,6 +90,12 @@ class Locks:
         self._sessions.live[session.id] = session
         return session
 
+    def _known_session(self, ttl_ms: int) -> Session | None:
+        """The client's session with this TTL, if it is there and lives."""
+        task = self._sessions.by_ttl.get(ttl_ms)
+        session = _result(task) if task is not None else None
+        return session if session in self._sessions.shared and not session.lost else None
+
     async def _shared_session(self, ttl_ms: int) -> Session:
         """The client's session with this TTL: one for all locks."""
         by_ttl = self._sessions.by_ttl
@@ -163,7 +169,9 @@ class Locks:
         renewed = False
         while True:
             try:
-                session = want.own or await self._shared_session(want.ttl_ms)
+                session = want.own or self._known_session(want.ttl_ms)
+                if session is None:
+                    session = await self._shared_session(want.ttl_ms)
             except REPEATABLE as error:
                 pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S
                 if clock_s() + pause_s > until_s:
@@ -189,14 +197,13 @@ class Locks:
         async def unwanted(body: Any) -> None:
             await self._give_back(session, owner, tokens_of(want, body))
 
-        wait = Wait(
-            self.calls, session, want.op, want.args | {"owner": owner}, want.names[0], until_s,
-            unwanted,
-        )  # fmt: skip
+        args = {**want.args, "owner": owner}
+        wait = Wait(self.calls, session, want.op, args, want.names[0], until_s, unwanted)
         self._hold(session, 1)  # also while it waits: a retired session must not end under it
         try:
             body = await wait.answer()
-            await self._confirm(want, session, owner, body)
+            if want.confirm_s:
+                await self._confirm(want, session, owner, body)
         except (asyncio.CancelledError, Indeterminate, *REPEATABLE):
             self._chore(self._undo(wait, want, session, owner))
             raise
@@ -211,8 +218,6 @@ class Locks:
         return held
 
     async def _confirm(self, want: Want, session: Session, owner: str, body: Any) -> None:
-        if not want.confirm_s:
-            return
         args = {
             "session": session.id, "name": want.names[0], "token": body["token"], "owner": owner,
         }  # fmt: skip

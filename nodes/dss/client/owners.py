@@ -41,7 +41,7 @@ class Owners:
         """
         owner = before if doer is None else self._of(doer)
         keys = [(owner, name) for name in want.names]
-        if not owner or any(key in self._taken for key in keys):
+        if not owner or not self._taken.keys().isdisjoint(keys):
             if doer is not None:
                 for key in keys:
                     _refuse_own(self._taken.get(key), want)

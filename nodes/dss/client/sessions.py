@@ -91,8 +91,8 @@ class Session:
                 Of both the number stays open: do it again with the same `args`, or `skip` it.
         """
         if "seq" not in args:
-            self._newest += 1
-            args |= {"session": self.id, "seq": self._newest, "ack": self._floor}
+            self._newest = args["seq"] = self._newest + 1
+            args["session"], args["ack"] = self.id, self._floor
         try:
             body = await self._calls.settle(
                 op,

@@ -273,7 +273,8 @@ class LockStream:
             )
             if end is not None:
                 end.abort()
-        if self._waiting and not self._gathering and self._end is not None:
+        if not self._gathering:
+            # Behind all that has been woken here: what it asks for leaves in this loop iteration.
             self._gathering = True
             asyncio.get_running_loop().call_soon(self._send)
 

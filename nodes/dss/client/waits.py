@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from dss.base.errors import DssError, Indeterminate
 from dss.base.limits import WAIT_MS_MAX
@@ -29,8 +30,7 @@ LOOK_S: Final = 1.0
 """Between two tries to end a wait that is not wanted any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(msgspec.Struct, frozen=True):
     """What to acquire: `op` and its arguments but session, owner and wait."""
 
     op: str
@@ -61,6 +61,11 @@ class Wait:
         until_s: on `clock_s()`.
         unwanted: called with a grant's body that nobody waits for.
     """
+
+    __slots__ = (
+        "_again_s", "_args", "_calls", "_granted", "_name", "_op", "_open", "_session", "_unsure",
+        "_until_s", "_unwanted",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,12 +99,34 @@ class Wait:
             Indeterminate, NoQuorum, Unavailable, Overloaded: `undo` is needed. So it is after a
                 cancellation.
         """
-        if self._until_s - clock_s() <= WAIT_MS_MAX / 1_000:
-            body = await self._answer_to_one()
-            if body is not None:
-                return body
+        left_s = self._until_s - clock_s()
+        if left_s <= WAIT_MS_MAX / 1_000:
+            # The usual case, without a task: one question.
+            args = self._arguments(left_s)
+            try:
+                self._granted = await self._session.do(self._op, args, self._until_s)
+                return self._granted
+            except (asyncio.CancelledError, DssError) as error:
+                self._not_granted(args, error)
         else:
             self._ask()
+        return await self._answer_to_many()
+
+    def _not_granted(self, args: dict[str, Any], error: BaseException) -> None:
+        """Raises it, unless there is time to ask anew."""
+        if isinstance(error, asyncio.CancelledError | Indeterminate):
+            self._unsure = args
+        elif isinstance(error, REPEATABLE):
+            if "wait_ms" in args:
+                self._unsure = args
+            else:
+                self._session.skip(args)
+        elif isinstance(error, DssError):
+            self._ask_anew_after(error)
+            return
+        raise error
+
+    async def _answer_to_many(self) -> Any:
         refusal: DssError | None = None
         while self._open:
             for task in await self._answered():
@@ -121,24 +148,6 @@ class Wait:
                 refusal = None
         return self._granted
 
-    async def _answer_to_one(self) -> Any:
-        """The usual case, without a task: one question. None: it was asked anew."""
-        args = self._arguments()
-        try:
-            self._granted = await self._session.do(self._op, args, self._until_s)
-        except (asyncio.CancelledError, Indeterminate):
-            self._unsure = args
-            raise
-        except REPEATABLE:
-            if "wait_ms" in args:
-                self._unsure = args
-            else:
-                self._session.skip(args)
-            raise
-        except DssError as refusal:
-            self._ask_anew_after(refusal)
-        return self._granted
-
     async def _answered(self) -> set[asyncio.Task[Any]]:
         """Questions that have an answer; none when it is time to ask again, which is done."""
         # Two questions open mean that no server answers: a third would not help.
@@ -153,14 +162,17 @@ class Wait:
 
     def _ask(self) -> None:
         """Take a place in line, or keep it."""
-        more = self._until_s - clock_s() > WAIT_MS_MAX / 1_000
-        self._again_s = clock_s() + ASK_AGAIN_S if more else math.inf
-        self._put(self._arguments(), self._until_s)
-
-    def _arguments(self) -> dict[str, Any]:
         left_s = self._until_s - clock_s()
-        wait_ms = round(1_000 * min(WAIT_MS_MAX / 1_000, left_s))
-        return {**self._args, "wait_ms": wait_ms} if wait_ms > 0 else dict(self._args)
+        more = left_s > WAIT_MS_MAX / 1_000
+        self._again_s = clock_s() + ASK_AGAIN_S if more else math.inf
+        self._put(self._arguments(left_s), self._until_s)
+
+    def _arguments(self, left_s: float) -> dict[str, Any]:
+        args = self._args.copy()
+        wait_ms = round(1_000 * left_s) if left_s < WAIT_MS_MAX / 1_000 else WAIT_MS_MAX
+        if wait_ms > 0:
+            args["wait_ms"] = wait_ms
+        return args
 
     def _put(self, args: dict[str, Any], until_s: float) -> None:
         work = self._session.do(self._op, args, until_s)

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import web
 from fake_cluster import FakeCluster, run, running
 
 from dss.base.errors import Conflict, Indeterminate
@@ -294,46 +293,6 @@ def test_cancelled_upgrade__leaves_a_reader() -> None:
         assert fake.machine.held == 0
 
     run(scenario)
-
-
-def test_proxy_without_websockets__http_serves_with_idempotency_keys() -> None:
-    seen: list[tuple[str, Any, str | None]] = []
-
-    async def answer(request: web.Request) -> web.Response:
-        body = await request.json() if request.can_read_body else None
-        seen.append((f"{request.method} {request.path}", body,
-                     request.headers.get("Idempotency-Key")))  # fmt: skip
-        if request.path == "/v1/sessions":
-            return web.json_response({"session": "5" * 32, "ttl_ms": 10_000}, status=201)
-        return web.json_response({"token": 7, "mode": "exclusive", "expires_in_ms": 10_000})
-
-    async def no_stream(request: web.Request) -> web.Response:
-        return web.Response(status=400)
-
-    async def main() -> None:
-        app = web.Application()
-        app.router.add_get("/v1/locks:stream", no_stream)
-        app.router.add_route("*", "/{path:.*}", answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        try:
-            async with (
-                connect(f"http://127.0.0.1:{runner.addresses[0][1]}") as client,
-                client.lock("a/b", wait=1) as held,
-            ):
-                assert held.token == 7
-        finally:
-            await runner.cleanup()
-
-    asyncio.run(main())
-    writes = [one for one in seen if not one[0].startswith("GET")]
-    assert writes[1][0] == "POST /v1/locks/a/b/acquire"
-    assert writes[1][1] == {"session": "5" * 32, "owner": "1", "wait_ms": writes[1][1]["wait_ms"]}
-    assert writes[1][2] == f"{'5' * 32}-1"
-    assert writes[2][0] == "POST /v1/locks/a/b/release"
-    assert writes[2][2] == f"{'5' * 32}-2"
-    assert writes[3][0] == f"DELETE /v1/sessions/{'5' * 32}"
 
 
 def in_thread(fake: FakeCluster, scenario: Any) -> None:
