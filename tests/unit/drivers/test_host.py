@@ -10,7 +10,6 @@ from driver_world import GROUP, SETTINGS, Sink, trio, until
 
 from dss.base.errors import DssError, NoQuorum
 from dss.core.raft.messages import Configuration, Member
-from dss.drivers.sync_policy import SYNC_WINDOW, THREADED_WINDOWS, SyncPolicy
 from dss.storage.wal import Wal
 from dss.testing.disk import SimFiles, _Inode
 from dss.testing.tally import Add, Tally
@@ -244,16 +243,3 @@ def test_reads_on_the_leader__see_what_was_acknowledged_before():
             await world.followers[0].host.read(GROUP)
 
     run(scenario)
-
-
-def test_sync_policy__follows_the_mean_and_looks_again():
-    policy = SyncPolicy()
-    for _ in range(SYNC_WINDOW):
-        policy.note(5_000_000)
-    assert policy.threaded
-    for _ in range(SYNC_WINDOW * THREADED_WINDOWS):
-        policy.note(0)
-    assert not policy.threaded
-    for _ in range(SYNC_WINDOW):
-        policy.note(100_000)
-    assert not policy.threaded
