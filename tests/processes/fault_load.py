@@ -119,6 +119,11 @@ class _User:
     ) -> None:
         self.load, self.client, self.repeats, self.chance = load, client, repeats, chance
         self.mine = ""
+        """The session. What nodes show of it, and the history has, is its handle."""
+
+    @property
+    def handle(self) -> str:
+        return self.mine[:8]
 
     def session(self) -> None:
         """Until an outcome is unknown or the load ends; then the session is ended."""
@@ -139,7 +144,7 @@ class _User:
             assert time.monotonic() - began < SETTLE_S, f"a session cannot be ended: {body}"
             time.sleep(0.05)
         for name in load.modes:
-            load.note(name, began, time.monotonic(), spec.EndOp(self.mine))
+            load.note(name, began, time.monotonic(), spec.EndOp(self.handle))
 
     def _once(self, op: str, name: str, args: dict[str, Any], key: str = "") -> tuple[int, Any]:
         url = self.chance.choice(self.load.urls)
@@ -188,14 +193,14 @@ class _User:
 
     def _acquired(self, args: dict[str, Any], answer: str, token: int = 0) -> spec.AcquireOp:
         permits, limit = args.get("permits", 1), args.get("limit", 0)
-        return spec.AcquireOp(self.mine, self.mine, args["mode"], answer, token, permits, limit)
+        return spec.AcquireOp(self.handle, "", args["mode"], answer, token, permits, limit)
 
     def _release(self, name: str, token: int) -> bool:
         began = time.monotonic()
         while True:
             status, body = self._ask("release", name, {"session": self.mine, "token": token})
             ended = time.monotonic()
-            released = spec.ReleaseOp(self.mine, self.mine, token, spec.DONE)
+            released = spec.ReleaseOp(self.handle, "", token, spec.DONE)
             if status == 200:
                 self.load.note(name, began, ended, released)
                 return True
@@ -240,4 +245,10 @@ class _User:
         began = time.monotonic()
         status, body = self._once("get", name, {})
         if status == 200:
-            self.load.note(name, began, time.monotonic(), spec.read_op(body))
+            seen = spec.read_op(body)
+            # Nodes of older releases show sessions and their default owners whole.
+            holders = tuple(
+                (session[:8], "" if owner == session else owner, token, count, permits)
+                for session, owner, token, count, permits in seen.holders
+            )
+            self.load.note(name, began, time.monotonic(), spec.ReadOp(seen.mode, holders))
