@@ -332,6 +332,7 @@ def _unmatched(config: NodeConfig, routes: Sequence[Route]) -> Handler:
             )
             response.headers["Allow"] = ", ".join(methods)
             return response
-        raise NotFound(f"no route {request.method} {path}; GET /docs lists them")
+        slash = " (a slash in a name is written %2F)" if len(segments) > 3 else ""
+        raise NotFound(f"no route {request.method} {path}{slash}; GET /docs lists them")
 
     return handle
