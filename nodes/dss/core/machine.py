@@ -9,7 +9,7 @@ What must not live here: any particular machine, any I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
@@ -109,6 +109,24 @@ class PiecewiseMachine(Protocol):
         `restore` in between they are worthless.
         """
         ...
+
+
+@runtime_checkable
+class PreparedMachine(Protocol):
+    """A machine whose `restore` may take so long that it would hold the loop up."""
+
+    def prepare(self, data: bytes) -> Callable[[], None]:
+        """`Machine.restore` in two parts. This one only reads `data`, and may run in another
+        thread while entries are applied; the call that it returns replaces the state, at once."""
+        ...
+
+
+def swap_state(machine: Any, fresh: Any, fields: Sequence[str]) -> None:
+    """Give `machine` the state of `fresh`, which keeps the old one: to be freed in a thread."""
+    for field in fields:
+        old = getattr(machine, field)
+        setattr(machine, field, getattr(fresh, field))
+        setattr(fresh, field, old)
 
 
 _BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -30,6 +30,7 @@ from dss.core.raft.messages import (
     Configuration,
     Member,
     RaftMessage,
+    SnapshotChunk,
 )
 from dss.core.raft.raft import Raft
 from dss.core.raft.settings import RaftSettings, RandomSource
@@ -169,6 +170,10 @@ class Engine:
                 continue
             if group.members.get(peer) != incarnation and isinstance(message, ANSWERS):
                 self._mismatch(group, peer, incarnation)
+                continue
+            if type(message) is SnapshotChunk and self.snapshotting.keeps_back(
+                group, peer, message
+            ):
                 continue
             if not group.listed:
                 group.listed = True

@@ -31,6 +31,19 @@ class Flight(msgspec.Struct):
     term: int = 0
 
 
+class Arriving(msgspec.Struct):
+    """A whole snapshot that has come, on its way into the machine."""
+
+    peer: str
+    chunk: SnapshotChunk
+    """The last piece: kept back from the core until all is ready."""
+    replace: Callable[[], None] | None = None
+    """Puts it in the machine's place."""
+    cycle: int | None = None
+    """The engine's, when it was ready: the next one tells whether the core wants it. None: it is
+    not ready yet."""
+
+
 class EngineHooks(Protocol):
     """What the engine needs from whoever runs it."""
 
@@ -89,6 +102,7 @@ class Group:
         "applied_bytes",
         "applied_index",
         "applied_log_ms",
+        "arriving",
         "changes",
         "changes_by_ref",
         "commit_heard",
@@ -153,3 +167,4 @@ class Group:
         self.snapshot_index = 0
         self.receiver: SnapshotReceiver | None = None
         self.install: SnapshotChunk | None = None
+        self.arriving: Arriving | None = None  # a whole one that is made ready in a thread

@@ -16,6 +16,7 @@ from dss.core.machine import PiecewiseMachine
 from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, SnapshotChunk, SnapshotResponse
 from dss.drivers import levels
+from dss.drivers.arrivals import Arrivals, is_last
 from dss.drivers.group import Group
 from dss.storage.snapshots import SnapshotStore
 
@@ -62,6 +63,7 @@ class Snapshotting:
         self.installed = 0
         self.refused = 0
         self._retry_at: dict[int, int] = {}
+        self._arrivals = Arrivals(engine, store)
 
     def take_if_due(self, group: Group) -> None:
         if group.snapshot_busy or group.applied_index == group.snapshot_index:
@@ -215,33 +217,23 @@ class Snapshotting:
             ),
         )
 
+    def keeps_back(self, group: Group, peer: str, chunk: SnapshotChunk) -> bool:
+        """See Arrivals.keeps_back."""
+        return self._arrivals.keeps_back(group, peer, chunk)
+
     def store_chunk(self, group: Group, effect: fx.StoreChunk) -> None:
+        """A piece that the core takes; the last one comes when all of it is ready (arrivals.py)."""
         chunk = effect.chunk
         level = chunk.configuration.feature_level
         levels.check_level(group.gid, level, self._engine.feature_level)
-        receiver = group.receiver
-        identity = (chunk.index, chunk.snapshot_term, chunk.size, chunk.checksum)
-        if receiver is None or receiver.identity != identity:
-            if receiver is not None:
-                receiver.abandon()
-            receiver = group.receiver = self._store.begin_receive(
-                group.gid,
-                chunk.index,
-                chunk.snapshot_term,
-                chunk.log_ms,
-                chunk.configuration,
-                chunk.size,
-                chunk.checksum,
-            )
-        if chunk.offset == receiver.received:
-            receiver.write_chunk(chunk.offset, chunk.data)
-        if receiver.received < chunk.size:
-            response = SnapshotResponse(group.gid, group.raft.term, chunk.index, receiver.received)
-            self._engine.after_sync.append((effect.peer, response))
+        if self._arrivals.is_ready(group, chunk):
+            group.install = chunk
             return
-        receiver.finish()
-        group.receiver = None
-        group.install = chunk
+        receiver = self._arrivals.receiver(group, chunk)
+        if chunk.offset == receiver.received and not is_last(chunk):
+            receiver.write_chunk(chunk.offset, chunk.data)
+        response = SnapshotResponse(group.gid, group.raft.term, chunk.index, receiver.received)
+        self._engine.after_sync.append((effect.peer, response))
 
     def install(self, group: Group, chunk: SnapshotChunk) -> fx.SnapshotInstalled:
         """Put a whole received snapshot in the machine's place; the core must hear the event."""
@@ -251,7 +243,7 @@ class Snapshotting:
         group.to_apply.clear()  # all of it is in the snapshot
         group.cutting = False
         self._engine.applying.end_flights(group)  # what became of them is inside the snapshot
-        group.machine.restore(self._store.load(group.gid, chunk.index))
+        self._arrivals.put_in_place(group)
         level = chunk.configuration.feature_level
         assert group.machine.level == level, (group.gid, group.machine.level, level)
         group.applied_index = group.snapshot_index = chunk.index

@@ -13,6 +13,8 @@ from dss.base import limits
 from dss.core.locks.commands import LOG_CODEC, Acquire, SessionCreate
 from dss.core.locks.machine import LockMachine
 from dss.core.machine import join_items
+from dss.core.queueing.commands import Configure, QueueSettings
+from dss.core.queueing.machine import QueueMachine
 from dss.core.raft import effects as fx
 from dss.core.raft import messages as msg
 from dss.core.raft.leadership import Leadership
@@ -47,12 +49,12 @@ class Loop:
         self.sent: list[Any] = []
         self.offloaded: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self.answers = Answers()
-        files = SimFiles(random.Random(1))
+        self.files = SimFiles(random.Random(1))
         self.store = SnapshotStore(SimFiles(random.Random(2)))
         self.engine = Engine(
             node_id="a",
             incarnation="inc",
-            wal=Wal.open(files, segment_bytes=1 << 20)[0],
+            wal=Wal.open(self.files, segment_bytes=1 << 20)[0],
             recovered={},
             snapshots=self.store,
             settings=RaftSettings(apply_align_entries=options.pop("align", 1_024)),
@@ -92,9 +94,9 @@ class Loop:
                 self.engine.sync()
             self.engine.finish()
 
-    def beside(self) -> None:
-        """The oldest piece of offloaded work, to its end."""
-        work, done = self.offloaded.pop(0)
+    def beside(self, at: int = 0) -> None:
+        """A piece of offloaded work (the oldest), to its end."""
+        work, done = self.offloaded.pop(at)
         work()
         done()
 
@@ -242,9 +244,11 @@ def test_leaders_snapshot_arrives_while_ours_is_cut__ours_is_dropped() -> None:
     data = leader.snapshot()
     chunk = SnapshotChunk(GROUP, 1, 9, 1, 5, TWO, len(data), 0, data)
     loop.engine.receive("b", "inc", [chunk])
+    loop.beside(1)
     loop.run()
     assert loop.group.applied_index == 9
-    loop.beside()
+    loop.beside()  # ours
+    loop.beside()  # the old state is freed
     assert loop.offloaded == []
     assert not loop.group.snapshot_busy
     assert loop.engine.snapshotting.taken == 0
@@ -294,6 +298,128 @@ def test_broken_transfer__is_resumed_where_it_was() -> None:
     loop.run()
     answers = [m for m in loop.sent if isinstance(m, msg.SnapshotResponse)]
     assert [answer.offset for answer in answers] == [500]
+
+
+def followed(loop: Loop, commit: int, *entries: msg.Entry) -> None:
+    """What the leader `b` of term 1 appends and has committed."""
+    before = entries[0].index - 1
+    append = msg.AppendRequest(GROUP, 1, before, min(before, 1), commit, entries)
+    loop.engine.receive("b", "inc", [append])
+    loop.run()
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_whole_snapshot_has_come__a_thread_makes_it_ready_while_the_node_goes_on(
+    pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(TWO)
+    leader = LockMachine()
+    leader.apply(1, 1, [SessionCreate(session=f"s{at}", name="", ttl_ms=1_000) for at in range(8)])
+    data = leader.snapshot()
+    cut = 0 if pieces == 1 else 50
+    chunks = [
+        SnapshotChunk(GROUP, 1, 9, 1, 5, TWO, len(data), at, part)
+        for at, part in ((0, data[:cut]), (cut, data[cut:]))
+        if part
+    ]
+    prepared: list[bytes] = []
+    prepare = loop.machine.prepare
+
+    def noted(data: bytes) -> Callable[[], None]:
+        prepared.append(data)
+        return prepare(data)
+
+    monkeypatch.setattr(loop.machine, "prepare", noted)
+    for chunk in chunks:
+        loop.engine.receive("b", "inc", [chunk])
+        loop.run()
+    assert len(loop.offloaded) == 1
+    assert not prepared, "decoded on the loop"
+    assert loop.store.latest(GROUP) is None, "written on the loop"
+    followed(loop, 1, msg.Entry(1, 1, msg.NOOP, 0, b""))
+    assert loop.group.applied_index == 1, "it applies meanwhile"
+    loop.sent.clear()
+    loop.engine.receive("b", "inc", [chunks[-1], msg.Heartbeat(GROUP, 1, 1, 7)])
+    loop.run()
+    [answer] = loop.sent
+    assert isinstance(answer, msg.HeartbeatResponse), "the repeated piece is not answered yet"
+    assert len(loop.offloaded) == 1
+    loop.beside()
+    loop.run()
+    assert loop.group.applied_index == loop.group.snapshot_index == 9
+    assert loop.machine.snapshot() == data
+    assert any(isinstance(m, msg.AppendResponse) and m.index == 9 for m in loop.sent)
+    assert len(prepared) == 1
+    loop.beside()
+    assert loop.group.arriving is None
+    assert loop.offloaded == []
+    loop.engine.receive("b", "inc", [chunks[-1]])  # once more, late
+    loop.run()
+    assert loop.offloaded == []
+    assert loop.engine.snapshotting.installed == 1
+
+
+def test_ready_snapshot_is_not_wanted_any_more__the_next_one_is_taken() -> None:
+    loop = Loop(TWO)
+    data = LockMachine().snapshot()
+    loop.engine.receive("b", "inc", [SnapshotChunk(GROUP, 1, 9, 1, 5, TWO, len(data), 0, data)])
+    # The next leader's heartbeat comes first: the piece is of a term that is over.
+    loop.engine.receive("b", "inc", [msg.Heartbeat(GROUP, 2, 0, 1)])
+    loop.run()
+    loop.beside()
+    loop.run()
+    assert loop.group.applied_index == 0
+    loop.engine.receive("b", "inc", [SnapshotChunk(GROUP, 2, 12, 2, 5, TWO, len(data), 0, data)])
+    loop.beside(-1)
+    loop.run()
+    assert loop.group.applied_index == 12
+    assert loop.store.meta(GROUP, 12) is not None
+
+
+def test_last_piece_without_those_before_it__is_asked_for_from_the_start() -> None:
+    loop = Loop(TWO)
+    data = b"y" * 1_000
+    loop.engine.receive("b", "inc", chunks_of(data, 7, 500))
+    loop.run()
+    answers = [m for m in loop.sent if isinstance(m, msg.SnapshotResponse)]
+    assert [answer.offset for answer in answers] == [0]
+    assert loop.offloaded == []
+
+
+def test_node_crashes_while_a_snapshot_is_made_ready__it_starts_as_before() -> None:
+    loop = Loop(TWO)
+    data = LockMachine().snapshot()
+    loop.engine.receive("b", "inc", [SnapshotChunk(GROUP, 1, 9, 1, 5, TWO, len(data), 0, data)])
+    work, _ = loop.offloaded[0]
+    work()  # the file is whole, and the log does not know of it
+    loop.run()
+    wal, recovered = Wal.open(loop.files.kill(), segment_bytes=1 << 20)
+    assert recovered[GROUP].snapshot_index == 0
+    wal.close()
+
+
+@pytest.mark.parametrize("machine", [LockMachine(), QueueMachine(3)])
+def test_prepared_state__the_machine_is_the_old_one_until_it_is_put_in_place(
+    machine: LockMachine | QueueMachine,
+) -> None:
+    def fill(machine: LockMachine | QueueMachine, name: str) -> None:
+        if isinstance(machine, LockMachine):
+            machine.apply(1, 1, [SessionCreate(session=name, name="", ttl_ms=1_000)])
+        else:
+            machine.apply(1, 1, [Configure(name, 1, 1, QueueSettings())])
+
+    other = type(machine)() if isinstance(machine, LockMachine) else QueueMachine(3)
+    fill(machine, "one")
+    fill(other, "two")
+    old, new = machine.snapshot(), other.snapshot()
+    replace = machine.prepare(new)
+    assert machine.snapshot() == old
+    fill(machine, "three")
+    machine.check_invariants()
+    replace()
+    machine.check_invariants()
+    assert machine.snapshot() == new
+    assert machine.next_due_ms() == other.next_due_ms()
 
 
 def test_snapshot_that_is_sent__stays_until_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

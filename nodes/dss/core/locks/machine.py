@@ -164,9 +164,18 @@ class LockMachine(LockEnding):
 
     def restore(self, data: bytes) -> None:
         """See core.machine.Machine.restore. Raises CorruptData for anything else's bytes."""
-        snapshots.decode_into(self, data)
-        self._wakes = []
-        self._put_off.clear()
+        self.prepare(data)()
+
+    def prepare(self, data: bytes) -> Callable[[], None]:
+        """See core.machine.PreparedMachine."""
+        fresh = snapshots.decode(data)
+
+        def replace() -> None:
+            snapshots.take_over(self, fresh)
+            self._wakes = []
+            self._put_off.clear()
+
+        return replace
 
     # --- sessions -----------------------------------------------------------------------
 

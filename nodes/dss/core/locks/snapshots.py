@@ -23,6 +23,7 @@ from dss.core.locks.history import Hold
 from dss.core.locks.kept import size_of, size_of_wait
 from dss.core.locks.keys import KeyEntry, KeyRow
 from dss.core.locks.state import Lock, LockState, Place, Session, Waiter
+from dss.core.machine import swap_state
 
 SNAPSHOT_VERSION: Final = 3
 _VERSION_WITHOUT_LEVEL: Final = 2
@@ -99,6 +100,20 @@ _FIELDS: Final = _WaiterRow.__struct_fields__
 _FIELDS_2: Final = _FIELDS[: _FIELDS.index("also")]
 
 
+_number: Final = msgspec.msgpack.Decoder(int)
+_ROWS: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
+    "sessions": msgspec.msgpack.Decoder(list[_SessionRow]),
+    "locks": msgspec.msgpack.Decoder(list[_LockRow]),
+    "waiters": msgspec.msgpack.Decoder(list[_WaiterRow]),
+    "history": msgspec.msgpack.Decoder(list[Hold]),
+    "keys": msgspec.msgpack.Decoder(list[KeyRow]),
+}
+_REPLACED: Final = (
+    "level", "_token", "_ticket", "_floor_ms", "_sessions", "_locks", "_waiters", "_unconfirmed",
+    "_places", "_due", "_due_ticket", "held", "answers_bytes", "waits_bytes", "past", "keys",
+)  # fmt: skip
+"""All that a snapshot says; what is not here counts since this process began."""
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 _Section = tuple[Collection[Any], Callable[[Any], Any]]
 
@@ -111,7 +126,7 @@ def encode(state: LockState) -> bytes:
 def pieces(state: LockState) -> Iterator[bytes]:
     """A `_State`, at most SNAPSHOT_PIECE_ROWS rows at a time.
 
-    The state must not change before the last one, but may be replaced as a whole (`decode_into`):
+    The state must not change before the last one, but may be replaced as a whole (`take_over`):
     then what comes is worthless, and does no harm.
     """
     levelled = state.level > BASE_LEVEL
@@ -180,15 +195,15 @@ def _lock_row(lock: Lock) -> _LockRow:
     )  # fmt: skip
 
 
-def decode_into(state: LockState, data: bytes) -> None:
-    """Replace the state. Raises CorruptData for anything else's bytes, and changes nothing then."""
+def decode(data: bytes) -> LockState:
+    """A state of its own, for `take_over`. Raises CorruptData for anything else's bytes."""
     try:
         (version, *_) = msgspec.msgpack.decode(data, type=list[msgspec.Raw])
         number = msgspec.msgpack.decode(version, type=int)
         if number == 1:
             found = _upgraded(msgspec.msgpack.decode(data, type=_State1))
         elif number in (_VERSION_WITHOUT_LEVEL, SNAPSHOT_VERSION):
-            found = msgspec.msgpack.decode(data, type=_State)
+            found = _decoded(data)
         else:
             raise CorruptData(
                 f"the lock group's snapshot has version {number}, this node reads 1 to "
@@ -196,7 +211,37 @@ def decode_into(state: LockState, data: bytes) -> None:
             )
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
         raise CorruptData(f"this is not a snapshot of the lock group: {error}") from error
+    state = LockState()
     _fill(state, found)
+    return state
+
+
+def take_over(state: LockState, fresh: LockState) -> None:
+    """Replace `state` by what `decode` gave."""
+    swap_state(state, fresh, _REPLACED)
+    state.journal.jump(fresh.journal.newest)
+
+
+def _decoded(data: bytes) -> _State:
+    """A bounded number of rows at a time: a thread that decodes a million must let others run."""
+    parts = msgspec.msgpack.decode(data, type=list[msgspec.Raw])
+    fields = dict(zip(_State.__struct_fields__, parts, strict=False))
+    if "events" not in fields:
+        raise ValueError(f"it has only {len(parts)} fields")
+    values: dict[str, Any] = {
+        name: _rows(part, _ROWS[name]) if name in _ROWS else _number.decode(part)
+        for name, part in fields.items()
+    }
+    return _State(**values)
+
+
+def _rows(section: msgspec.Raw, decoder: msgspec.msgpack.Decoder[list[Any]]) -> list[Any]:
+    rows = msgspec.msgpack.decode(section, type=list[msgspec.Raw])
+    found: list[Any] = []
+    for start in range(0, len(rows), SNAPSHOT_PIECE_ROWS):
+        some = rows[start : start + SNAPSHOT_PIECE_ROWS]
+        found += decoder.decode(_array(len(some)) + b"".join(some))
+    return found
 
 
 def _upgraded(old: _State1) -> _State:
@@ -235,14 +280,11 @@ def _upgraded(old: _State1) -> _State:
 
 
 def _fill(state: LockState, found: _State) -> None:
+    """`state` is new."""
     state.level = found.level
     state._token = found.token
     state._ticket = found.ticket
     state._floor_ms = found.floor_ms
-    state._sessions = {}
-    state._places = {}
-    state._due = []
-    state.waits_bytes = 0
     for session_id, name, ttl_ms, deadline_ms, renewals, floor, answers, places in found.sessions:
         session = Session(session_id, name, ttl_ms, deadline_ms, renewals, {}, {}, floor=floor)
         if answers:
@@ -255,10 +297,6 @@ def _fill(state: LockState, found: _State) -> None:
             state._keep(place, session)
         state._sessions[session_id] = session
     state.answers_bytes = sum(each.answers_bytes for each in state._sessions.values())
-    state._locks = {}
-    state._waiters = {}
-    state._unconfirmed = {}
-    state.held = 0
     for name, mode, limit, holds in found.locks:
         _fill_lock(state, Lock(name, mode, {}, limit=limit), holds)
     for each in found.waiters:

@@ -14,6 +14,7 @@ memory replace that field by their place in the WAL.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from dss.base.limits import (
     PARTITION_MESSAGES_MAX,
     QUEUES_MAX,
 )
-from dss.core.machine import CommandCodec, Result, Wake
+from dss.core.machine import CommandCodec, Result, Wake, swap_state
 from dss.core.queueing.commands import (
     Ack,
     Configure,
@@ -60,6 +61,11 @@ from dss.core.queueing.records import (
     state_decoder,
 )
 
+_REPLACED: Final = (
+    "level", "_sequence", "_queues", "_messages", "_bytes", "_due", "_due_tie", "_due_records",
+    "_asked_ms", "_became_ready",
+)  # fmt: skip
+"""What a snapshot says, and what follows from it."""
 _NO_MESSAGE: Final = Message(b"")
 _DONE: Final[Result] = (200, Settled())
 
@@ -150,6 +156,16 @@ class QueueMachine:
         return encode_state(self._sequence, [queue_state(queue) for queue in queues], self.level)
 
     def restore(self, data: bytes) -> None:
+        self.prepare(data)()
+
+    def prepare(self, data: bytes) -> Callable[[], None]:
+        """See core.machine.PreparedMachine."""
+        fresh = QueueMachine(self.partition)
+        fresh._fill(data)
+        return partial(swap_state, self, fresh, _REPLACED)
+
+    def _fill(self, data: bytes) -> None:
+        """This machine is new."""
         state = state_decoder.decode(data)
         if state.format not in (FORMAT_WITHOUT_LEVEL, FORMAT):
             raise ValueError(
@@ -157,9 +173,6 @@ class QueueMachine:
             )
         self.level = state.level
         self._sequence = state.sequence
-        self._queues = {}
-        self._due, self._due_records, self._messages, self._bytes = [], 0, 0, 0
-        self._asked_ms, self._became_ready = None, {}
         for saved in state.queues:
             self._restore_queue(saved)
 
