@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -87,3 +88,6 @@ def test_lock_snapshot_of_a_newer_version__is_refused_and_says_so() -> None:
 def test_levels__each_has_its_line() -> None:
     assert list(levels.LEVELS) == list(range(levels.BASE_LEVEL, levels.FEATURE_LEVEL + 1))
     assert all(levels.LEVELS.values())
+    document = (Path(__file__).parents[3] / "docs/operations.md").read_text()
+    for level, brings in levels.LEVELS.items():
+        assert f"| {level} | {brings} |" in document
