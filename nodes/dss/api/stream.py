@@ -5,9 +5,9 @@ A binary message is a msgpack array of `[request_id, op, args]`, answered by arr
 is in the submit function, which is called as the message is read (base/websocket.py). What must
 not live here: ops, decisions. Source: RFC 6455.
 
-Close codes: 1003 a text message; 1007 not the protocol; 1009 a message beyond
+Close codes: 1002 not RFC 6455; 1003 a text message; 1007 not the protocol; 1009 a message beyond
 STREAM_MESSAGE_BYTES_MAX; 1001 the node stops, and has taken nothing that is unanswered; 1012 it
-stops, and may have. A client that does not read its answers is cut off.
+stops, and may have; 1011 a bug. A client that does not read its answers is cut off.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
-from dss.base.errors import Indeterminate, Invalid, Unavailable
+from dss.base.errors import DssError, Indeterminate, Invalid, Unavailable
 from dss.client.calls import HTTP_S
 from dss.client.errors import REPEATABLE, error_of
 from dss.client.requests import Requests, segment
@@ -97,28 +97,32 @@ class LockCalls:
             return _Way.HTTP_BY_KEY
         return _Way.HTTP
 
+    def _turn_to_http(self, way: _Way, error: DssError) -> bool:
+        """Whether it was not sent because no stream can be had, and HTTP can."""
+        if way is not _Way.STREAM or not isinstance(error, Unavailable):
+            return False
+        if not self._stream.no_websockets or self._requests is None:
+            return False
+        self._http_until_s = clock_s() + HTTP_S
+        return True
+
     async def ask(self, op: str, args: dict[str, Any]) -> Any:
         """One request's body; statuses from 400 on raise their error."""
         while True:
+            way = self._way()
             try:
-                return await self._ask(op, args, self._way())
+                if way is not _Way.STREAM:
+                    return await self._over_http(op, args, way)
+                status, body = await self._stream.request(op, args)
             except _OtherWay:
                 continue
-
-    async def _ask(self, op: str, args: dict[str, Any], way: _Way) -> Any:
-        if way is not _Way.STREAM:
-            assert self._requests is not None, "HTTP is never chosen without"
-            return await self._over_http(self._requests, op, args, way)
-        try:
-            status, body = await self._stream.request(op, args)
-        except Unavailable as error:
-            if not self._stream.no_websockets or self._requests is None:
-                raise
-            self._http_until_s = clock_s() + HTTP_S
-            raise _OtherWay from error
-        if status >= 400:
-            raise error_of(status, body)
-        return body
+            except Unavailable as error:
+                if not self._turn_to_http(way, error):
+                    raise
+                continue
+            if status >= 400:
+                raise error_of(status, body)
+            return body
 
     async def keep_alive(self, session: str, silent_s: float) -> None:
         """`session.keepalive`. A node that says nothing at all for so long is left for another."""
@@ -142,7 +146,12 @@ class LockCalls:
         while True:
             way = self._way(sent)
             try:
-                return await self._ask(op, args, way)
+                if way is not _Way.STREAM:
+                    return await self._over_http(op, args, way)
+                status, body = await self._stream.request(op, args)
+                if status < 400:
+                    return body
+                raise error_of(status, body)
             except _OtherWay:
                 if unknown is None:
                     continue
@@ -153,6 +162,8 @@ class LockCalls:
                     self._keyed.add((args["session"], args["seq"]))
                 pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S / 10
             except REPEATABLE as error:
+                if self._turn_to_http(way, error):
+                    continue
                 pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S
                 if unknown is None and clock_s() + pause_s > until_s(False):
                     raise
@@ -160,7 +171,9 @@ class LockCalls:
                 raise unknown
             await asyncio.sleep(pause_s)
 
-    async def _over_http(self, requests: Requests, op: str, args: dict[str, Any], way: _Way) -> Any:
+    async def _over_http(self, op: str, args: dict[str, Any], way: _Way) -> Any:
+        requests = self._requests
+        assert requests is not None, "HTTP is never chosen without"
         if op in _GET:
             path = _GET[op].format(name=segment(args["name"]))
             return (await requests.send("lock", "GET", path)).json()
