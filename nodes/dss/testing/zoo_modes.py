@@ -17,7 +17,8 @@ from dss.core.locks.keys import KeyEntry, Keys
 from dss.core.locks.lines import LockLines
 from dss.core.locks.machine import LockMachine
 from dss.core.locks.once import LockOnce
-from dss.core.locks.state import Lock, LockState, Session, Waiter, joins
+from dss.core.locks.places import Waiter
+from dss.core.locks.state import Lock, LockState, Session, joins
 from dss.core.machine import Result
 
 

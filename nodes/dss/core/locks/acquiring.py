@@ -11,7 +11,8 @@ from dss.core.locks.answers import session_expired
 from dss.core.locks.commands import Acquire, AcquireMany, Confirm, Downgrade, Upgrade
 from dss.core.locks.history import Hold
 from dss.core.locks.once import LockOnce
-from dss.core.locks.state import Lock, Session, Waiter
+from dss.core.locks.places import Waiter
+from dss.core.locks.state import Lock, Session
 from dss.core.machine import Result
 
 
@@ -28,7 +29,7 @@ class LockAcquiring(LockOnce):
 
     def _acquire_one(self, command: Acquire, session: Session, position: int) -> Result:
         name = command.name
-        owner = command.owner or command.session
+        owner = command.owner or session.id
         mode = command.mode
         lock = self._locks.get(name)
         if lock is None:
@@ -155,7 +156,7 @@ class LockAcquiring(LockOnce):
 
     def _acquire_all(self, command: AcquireMany, session: Session, position: int) -> Result:
         names = tuple(command.locks)
-        owner = command.owner or command.session
+        owner = command.owner or session.id
         me = (session.id, owner)
         for name in names:
             older = session.waits.get(owner, {}).get(name)
@@ -198,7 +199,7 @@ class LockAcquiring(LockOnce):
 
     def _hold_of(self, session: Session, command: Upgrade | Downgrade | Confirm) -> Hold | None:
         hold = session.holds.get(command.token)
-        owner = command.owner or command.session
+        owner = command.owner or session.id
         if hold is None or hold.name != command.name or hold.owner != owner:
             return None
         return hold

@@ -24,7 +24,8 @@ from dss.base.limits import (
     WAITS_BYTES_MAX,
 )
 from dss.core.locks.history import Hold
-from dss.core.locks.state import Lock, LockState, Waiter
+from dss.core.locks.places import Waiter
+from dss.core.locks.state import Lock, LockState
 from dss.core.machine import Result
 
 OK: Final[Result] = (200, {})

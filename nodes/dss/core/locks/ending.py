@@ -11,7 +11,8 @@ from dss.core.locks.answers import OK, problem, session_expired
 from dss.core.locks.commands import Break, Cancel, ExpireGrants, ExpireWaits, Withdraw
 from dss.core.locks.history import BROKEN, UNCONFIRMED, Hold
 from dss.core.locks.journal import LAPSED, NOT_ASKED_AGAIN
-from dss.core.locks.state import Lock, Place, Waiter
+from dss.core.locks.places import Place, Waiter
+from dss.core.locks.state import Lock
 from dss.core.machine import Result, Wake
 
 

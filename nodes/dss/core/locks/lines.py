@@ -27,17 +27,8 @@ from dss.core.locks import answers
 from dss.core.locks.history import UPGRADED, Hold
 from dss.core.locks.journal import GAVE_UP, WAITING
 from dss.core.locks.kept import size_of
-from dss.core.locks.state import (
-    Lock,
-    LockState,
-    Place,
-    Session,
-    Waiter,
-    joins,
-    place_in,
-    place_of,
-    rank,
-)
+from dss.core.locks.places import Place, Waiter, place_in, place_of, rank
+from dss.core.locks.state import Lock, LockState, Session, joins
 from dss.core.locks.waits import cost_of_asking, find_deadlock, is_waited_for
 from dss.core.machine import PENDING, Result, Wake
 
@@ -77,7 +68,7 @@ class LockLines(LockState):
         self.held += 1
         session_id, mode, now_ms = session.id, lock.mode, self._now_ms
         hold = Hold(lock.name, session_id, session.name, owner, mode, token, now_ms)
-        lock.holders[session_id, owner] = hold
+        lock.holders[session.me if owner == session_id else (session_id, owner)] = hold
         session.holds[token] = hold
         if mode == "semaphore":
             hold.permits = permits
@@ -283,20 +274,18 @@ class LockLines(LockState):
         """The late answer, for a sequenced or keyed command that is repeated."""
         kept = session.answers
         if waiter.seq and kept is not None and waiter.seq in kept:
-            self._count_answer(session, -size_of(kept[waiter.seq]))
+            more = -size_of(kept[waiter.seq])
             if result[0] in TRY_LATER:
                 del kept[waiter.seq]
             else:
                 kept[waiter.seq] = result
-                self._count_answer(session, size_of(result))
+                more += size_of(result)
+            session.answers_bytes += more
+            self.answers_bytes += more
         if waiter.key and result[0] in TRY_LATER:
             self.keys.forget(waiter.key)
         elif waiter.key:
             self.keys.settle(waiter.key, result, size_of(result))
-
-    def _count_answer(self, session: Session, size: int) -> None:
-        session.answers_bytes += size
-        self.answers_bytes += size
 
     def _place(
         self, session: Session, owner: str, names: tuple[str, ...], priority: int

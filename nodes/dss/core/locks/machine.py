@@ -58,7 +58,8 @@ from dss.core.locks.commands import (
 )
 from dss.core.locks.ending import LockEnding
 from dss.core.locks.history import ENDED, EXPIRED, RELEASED
-from dss.core.locks.state import Due, Place, Session, Waiter
+from dss.core.locks.places import Place, Waiter
+from dss.core.locks.state import Due, Session
 from dss.core.machine import CommandCodec, Result, Wake
 
 HOLDS_PER_EXPIRY: Final = 4

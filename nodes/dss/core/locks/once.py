@@ -28,7 +28,8 @@ from dss.core.locks.commands import (
 )
 from dss.core.locks.kept import size_of, size_of_wait
 from dss.core.locks.lines import NO_KEY, TRY_LATER, LockLines
-from dss.core.locks.state import Session, Waiter
+from dss.core.locks.places import Waiter
+from dss.core.locks.state import Session
 from dss.core.machine import PENDING, Result, Wake
 
 Once = TypeVar("Once", Acquire, AcquireMany, Release, Upgrade, Downgrade)
@@ -53,10 +54,14 @@ class LockOnce(LockLines):
         kept = session.answers
         if kept is None:
             kept = session.answers = {}
-        if command.ack > session.floor:
-            session.floor = command.ack
-            for seq in [seq for seq in kept if seq <= command.ack]:
-                self._count_answer(session, -size_of(kept.pop(seq)))
+        ack = command.ack
+        if ack > session.floor:
+            session.floor = ack
+            freed = 0
+            for seq in [seq for seq in kept if seq <= ack]:
+                freed += size_of(kept.pop(seq))
+            session.answers_bytes -= freed
+            self.answers_bytes -= freed
         seq = command.seq
         earlier = kept.get(seq)
         if earlier is not None:
@@ -77,7 +82,8 @@ class LockOnce(LockLines):
             else:
                 size = size_of_wait(command.locks if isinstance(command, AcquireMany) else ())
                 kept[seq] = (0, size)
-            self._count_answer(session, size)
+            session.answers_bytes += size
+            self.answers_bytes += size
         return result
 
     def _rejoin(self, session: Session, command: Once, position: int) -> Result:

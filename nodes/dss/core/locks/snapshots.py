@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from struct import pack
+from sys import intern
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,8 @@ from dss.base.limits import SNAPSHOT_PIECE_ROWS
 from dss.core.locks.history import Hold
 from dss.core.locks.kept import size_of, size_of_wait
 from dss.core.locks.keys import KeyEntry, KeyRow
-from dss.core.locks.state import Lock, LockState, Place, Session, Waiter
+from dss.core.locks.places import Place, Waiter
+from dss.core.locks.state import Lock, LockState, Session
 from dss.core.machine import swap_state
 
 SNAPSHOT_VERSION: Final = 3
@@ -298,7 +300,7 @@ def _fill(state: LockState, found: _State) -> None:
         state._sessions[session_id] = session
     state.answers_bytes = sum(each.answers_bytes for each in state._sessions.values())
     for name, mode, limit, holds in found.locks:
-        _fill_lock(state, Lock(name, mode, {}, limit=limit), holds)
+        _fill_lock(state, Lock(name, intern(mode), {}, limit=limit), holds)
     for each in found.waiters:
         waiter = Waiter(*[getattr(each, field) for field in _FIELDS])
         state._enter(waiter, state._sessions[waiter.session])
@@ -317,8 +319,16 @@ def _fill_lock(state: LockState, lock: Lock, holds: list[Hold]) -> None:
     state._locks[lock.name] = lock
     state.held += len(holds)
     for hold in holds:
-        lock.holders[hold.session, hold.owner] = hold
+        session = state._sessions[hold.session]
+        if hold.owner == session.id:
+            hold.owner = session.id
+            lock.holders[session.me] = hold
+        else:
+            lock.holders[session.id, hold.owner] = hold
+        # One string for all: a restored lock takes no more memory than one that was granted here.
+        hold.name, hold.session, hold.session_name = lock.name, session.id, session.name
+        hold.mode = lock.mode if lock.mode == hold.mode else intern(hold.mode)
         lock.used += hold.permits if lock.mode == "semaphore" else 0
-        state._sessions[hold.session].holds[hold.token] = hold
+        session.holds[hold.token] = hold
         if hold.confirm_by_ms:
             state._unconfirmed[hold.token] = hold

@@ -9,78 +9,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from heapq import heapify, heappush
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from dss.base.levels import BASE_LEVEL
-from dss.base.limits import PRIORITY_STEP_MS
 from dss.core.locks.history import History, Hold
 from dss.core.locks.journal import Journal
 from dss.core.locks.kept import size_of_place
 from dss.core.locks.keys import Keys
-
-UPGRADE_RANK: Final = -(1 << 60)
-"""An upgrade goes first: whoever stands before it waits for its holder anyway."""
-
-
-class Waiter(msgspec.Struct, eq=False, gc=False):
-    """One wait. `index` and `position` name the command that will get the answer."""
-
-    ticket: int
-    """In the order in which waits began: the largest of a cycle is its victim."""
-    names: tuple[str, ...]
-    """It stands in each one's line."""
-    session: str
-    owner: str
-    kind: str
-    """`one`, `many` (all its names or none), `upgrade`."""
-    mode: str
-    permits: int
-    limit: int
-    priority: int
-    since_ms: int
-    deadline_ms: int
-    joined_ms: int
-    """When its latest request came."""
-    confirm_ms: int
-    index: int
-    position: int
-    seq: int = 0
-    key: str = ""
-    also: list[tuple[int, int]] | None = None
-    """The places of earlier questions of the same number or key: they get the same answer."""
-    rank: int = 0
-
-    @property
-    def questions(self) -> list[tuple[int, int]]:
-        """The places of all that wait for its answer, the newest last."""
-        newest = (self.index, self.position)
-        return [*self.also, newest] if self.also else [newest]
-
-    def __post_init__(self) -> None:
-        self.rank = UPGRADE_RANK if self.kind == "upgrade" else rank(self.since_ms, self.priority)
-
-
-def rank(since_ms: int, priority: int) -> int:
-    """Places in a line: the smaller goes first, equal ones by ticket.
-
-    A level of priority counts as having come PRIORITY_STEP_MS earlier. That is ageing (priority
-    plus waiting time) written so that two waiters never change places.
-    """
-    return since_ms - priority * PRIORITY_STEP_MS
-
-
-class Place(msgspec.Struct, eq=False, gc=False):
-    """A place in line, kept for a while: its wait ended without its client's will."""
-
-    ticket: int
-    session: str
-    owner: str
-    names: tuple[str, ...]
-    since_ms: int
-    until_ms: int = 0
-    """It lapses then; 0: with its session (kept below level 2)."""
+from dss.core.locks.places import Place, Waiter, place_in, place_of
 
 
 class Lock(msgspec.Struct, eq=False, gc=False):
@@ -117,6 +55,11 @@ class Session(msgspec.Struct, eq=False, gc=False):
     """By (owner, names): the next try has its old place again."""
     answers_bytes: int = 0
     """Of `answers`, as kept.size_of counts: derived."""
+    me: tuple[str, str] = ("", "")
+    """(session, owner) of its default owner: one for all that it holds."""
+
+    def __post_init__(self) -> None:
+        self.me = (self.id, self.id)
 
 
 Due = Session | Waiter | Hold | Place
@@ -206,7 +149,8 @@ class LockState:
         mine.update(dict.fromkeys(waiter.names, waiter))
         session.wait_count += len(waiter.names)
         self._waiters[waiter.ticket] = waiter
-        self.waits_bytes += size_of_place(waiter.names, waiter.owner)
+        waiter.size = size_of_place(waiter.names, waiter.owner)
+        self.waits_bytes += waiter.size
 
     def _leave(self, waiter: Waiter, session: Session) -> None:
         """The inverse of `_enter`; the locks stay, for the caller to settle."""
@@ -229,7 +173,7 @@ class LockState:
                 del mine[name]
         session.wait_count -= len(waiter.names)
         del self._waiters[waiter.ticket]
-        self.waits_bytes -= size_of_place(waiter.names, waiter.owner)
+        self.waits_bytes -= waiter.size
 
     def _keep(self, place: Place, session: Session) -> None:
         """Remember it, and schedule its end if it has one."""
@@ -386,18 +330,6 @@ def joins(lock: Lock, mode: str, permits: int, limit: int) -> bool:
         and lock.limit == limit
         and lock.used + permits <= limit
     )
-
-
-def place_of(waiter: Waiter) -> tuple[int, int]:
-    """What a line is sorted by."""
-    return waiter.rank, waiter.ticket
-
-
-def place_in(line: list[Waiter], waiter: Waiter) -> int:
-    """Its index in a line that it stands in."""
-    index = bisect_left(line, place_of(waiter), key=place_of)
-    assert line[index] is waiter, f"stands in no line: {waiter}"
-    return index
 
 
 def label_of(session_id: str, session_name: str, owner: str) -> str:

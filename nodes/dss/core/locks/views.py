@@ -12,7 +12,8 @@ from typing import Any
 
 from dss.base.limits import LIST_STEP_NAMES, WAITERS_SHOWN_MAX
 from dss.core.locks.answers import duration, locks_named, ordinal
-from dss.core.locks.state import Lock, LockState, Waiter, label_of, place_in
+from dss.core.locks.places import Waiter, place_in
+from dss.core.locks.state import Lock, LockState, label_of
 from dss.core.locks.waits import blockers
 
 

@@ -23,7 +23,8 @@ from typing import Final
 
 from dss.base.limits import DEADLOCK_EDGES_MAX
 from dss.core.locks.history import Hold
-from dss.core.locks.state import Lock, LockState, Session, Waiter, joins, place_in
+from dss.core.locks.places import Waiter, place_in
+from dss.core.locks.state import Lock, LockState, Session, joins
 
 HOLDS_PER_EDGE: Final = 8
 """So many holds are looked through in the time of one edge."""
