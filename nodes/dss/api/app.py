@@ -283,7 +283,7 @@ def _node_routes(
             summary="The process is alive; depends on nothing else",
         ),
         Route(
-            method="GET", path="/readyz", handler=readyz, response=Ready,
+            method="GET", path="/readyz", handler=readyz, response=Ready, errors=(503,),
             summary="Ready to serve, or 503 with the reason",
         ),
         Route(

@@ -43,6 +43,8 @@ from dss.core.mesi.messages import ANY_VERSION, DELETE, INCR, PUT
 from dss.drivers.caches import CacheService, CacheStats, LineView
 
 _NOTHING: Final = {"Server": "dss"}
+_AWAY: Final = (429, 503, 504)
+"""Too many requests for a key; its home or the main memory is away; nobody knows."""
 IF_MATCH: Final = "If-Match"
 IF_NONE_MATCH: Final = "If-None-Match"
 CONDITIONS: Final = {
@@ -102,6 +104,7 @@ def routes(service: CacheService) -> list[Route]:
             summary="Add to an integer, atomically",
             request=Increment,
             response=Counted,
+            errors=_AWAY,
         ),
         Route(
             method="GET",
@@ -111,17 +114,19 @@ def routes(service: CacheService) -> list[Route]:
             response=bytes,
             also={304: None},
             headers=CONDITIONS,
+            errors=(404, 412, *_AWAY),
         ),
         Route(
             method="PUT",
             path=key,
             handler=api.put,
-            summary="Write a value (the raw body); acknowledged when main memory has it",
+            summary="Write a value (the raw body, of any Content-Type, which a read gives back); "
+            "acknowledged when main memory has it",
             request=bytes,
             response=Version,
             also={201: Version},
             headers=CONDITIONS,
-            errors=(412,),
+            errors=(412, *_AWAY),
             query={"ttl_ms": "Life of the value in ms, 100 to 86,400,000; default: for ever"},
         ),
         Route(
@@ -131,7 +136,7 @@ def routes(service: CacheService) -> list[Route]:
             summary="Delete a value",
             status=204,
             headers=CONDITIONS,
-            errors=(412,),
+            errors=(404, 412, *_AWAY),
         ),
         Route(
             method="GET",

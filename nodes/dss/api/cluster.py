@@ -184,19 +184,21 @@ def member_routes(config: NodeConfig, members: RaftMembers | None) -> list[Route
     async def remove(request: web.Request) -> web.Response:
         return result_response(200, await service().remove(path_name(request, "node_id")))
 
+    errors = (409, 421, 503, 504)
     return [
         Route(
-            method="GET", path="/v1/raft/members", handler=view, admin=True, response=MembersView,
+            method="GET", path="/v1/raft/members", handler=view, errors=errors, admin=True,
+            response=MembersView,
             summary="The members of the lock nodes' groups, as their leaders see them",
         ),
         Route(
-            method="POST", path="/v1/raft/members", handler=add, errors=(409,), admin=True,
+            method="POST", path="/v1/raft/members", handler=add, errors=errors, admin=True,
             request=AddMemberRequest, response=MembersView,
             summary="Add a lock node as a learner; it becomes a voter when it has caught up",
         ),
         Route(
-            method="DELETE", path="/v1/raft/members/{node_id}", handler=remove, errors=(409,),
-            admin=True, response=MembersView,
+            method="DELETE", path="/v1/raft/members/{node_id}", handler=remove,
+            errors=(404, *errors), admin=True, response=MembersView,
             summary="Remove a lock node; a leader hands over first",
         ),
     ]  # fmt: skip
@@ -222,12 +224,12 @@ def routes(admin: RaftAdmin) -> list[Route]:
             summary="This node's Raft groups: role, term, leader, indexes; its peer links",
         ),
         Route(
-            method="POST", path="/v1/raft/backoff", handler=backoff, errors=(409,),
+            method="POST", path="/v1/raft/backoff", handler=backoff, errors=(404, 409),
             admin=True, request=BackoffRequest, response=BackoffAnswer,
             summary="Give up this member's candidacy in one group and sit out the next election",
         ),
         Route(
-            method="POST", path="/v1/raft/transfer", handler=transfer, errors=(409,),
+            method="POST", path="/v1/raft/transfer", handler=transfer, errors=(404, 409, 503),
             admin=True, request=TransferRequest, response=TransferAnswer,
             summary="Hand this member's leadership of one group to another voter",
         ),

@@ -56,7 +56,7 @@ def routes(events: LockEvents) -> list[Route]:
 
     return [
         Route(
-            method="GET", path="/v1/locks:events", handler=handle, query=_QUERY,
+            method="GET", path="/v1/locks:events", handler=handle, query=_QUERY, errors=(429, 503),
             headers={LAST_EVENT_ID: "as `since`: browsers say it when they come back"},
             summary="Server-sent events: who got, released, waits for and lost which lock",
         ),

@@ -49,6 +49,10 @@ KEY_HEADER: Final = "Idempotency-Key"
 KEY_HEADERS: Final = {
     KEY_HEADER: "the same request under the same key gets the one true answer (for 10 minutes)"
 }
+_WRITE: Final = (429, 503, 504)
+"""No room; no quorum; nobody knows."""
+_OWN_WRITE: Final = (409, *_WRITE)
+"""Of a session: it has ended, does not hold the lock, …"""
 HANG_UP_LOOK_S: Final = 1.0
 """How often a waiting handler looks whether its client is still there."""
 
@@ -252,22 +256,23 @@ def _session_routes(handle: _Handlers) -> list[Route]:
         Route(
             method="POST", path="/v1/sessions", handler=handle.create_session, status=201,
             request=bodies.CreateSessionRequest, response=bodies.SessionAnswer,
-            headers=KEY_HEADERS,
+            errors=_WRITE, headers=KEY_HEADERS,
             summary="Create a session: it owns locks and ends when it is not kept alive",
         ),
         Route(
             method="GET", path="/v1/sessions/{session}", handler=handle.get_session,
-            response=bodies.SessionDetail, summary="A session and what it holds",
+            response=bodies.SessionDetail, errors=(404, 503),
+            summary="A session and what it holds",
         ),
         Route(
             method="POST", path="/v1/sessions/{session}/keepalive", handler=handle.keepalive,
-            response=bodies.SessionAnswer, errors=(409,),
+            response=bodies.SessionAnswer, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="Give the session its full TTL again",
         ),
         Route(
             method="DELETE", path="/v1/sessions/{session}", handler=handle.end_session,
-            response=bodies.Empty, errors=(409,), headers=KEY_HEADERS,
+            response=bodies.Empty, errors=_OWN_WRITE, headers=KEY_HEADERS,
             summary="End a session and release its locks",
         ),
     ]  # fmt: skip
@@ -277,50 +282,50 @@ def _lock_routes(handle: _Handlers) -> list[Route]:
     return [
         Route(
             method="POST", path="/v1/locks/{name}/acquire", handler=handle.acquire,
-            request=bodies.AcquireRequest, response=bodies.AcquireAnswer, errors=(409,),
+            request=bodies.AcquireRequest, response=bodies.AcquireAnswer, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="Acquire a lock, waiting in line for up to wait_ms",
         ),
         Route(
             method="POST", path="/v1/locks:acquire", handler=handle.acquire_many,
-            request=bodies.AcquireManyRequest, response=bodies.AcquireManyAnswer, errors=(409,),
+            request=bodies.AcquireManyRequest, response=bodies.AcquireManyAnswer, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="Acquire several locks, all or nothing",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/release", handler=handle.release,
-            request=bodies.HoldRequest, response=bodies.Empty, errors=(409,),
+            request=bodies.HoldRequest, response=bodies.Empty, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="Release a lock",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/upgrade", handler=handle.upgrade,
-            request=bodies.UpgradeRequest, response=bodies.AcquireAnswer, errors=(409,),
+            request=bodies.UpgradeRequest, response=bodies.AcquireAnswer, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="Make a shared hold exclusive, under a new token",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/downgrade", handler=handle.downgrade,
-            request=bodies.HoldRequest, response=bodies.AcquireAnswer, errors=(409,),
+            request=bodies.HoldRequest, response=bodies.AcquireAnswer, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="Make an exclusive hold shared",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/confirm", handler=handle.confirm,
-            request=bodies.TokenRequest, response=bodies.AcquireAnswer, errors=(409,),
+            request=bodies.TokenRequest, response=bodies.AcquireAnswer, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="Confirm a grant that was asked for with confirm_ms",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/cancel", handler=handle.cancel,
-            request=bodies.CancelRequest, response=bodies.CancelAnswer, errors=(409,),
+            request=bodies.CancelRequest, response=bodies.CancelAnswer, errors=_OWN_WRITE,
             headers=KEY_HEADERS,
             summary="End a wait for a lock",
         ),
         Route(
             method="DELETE", path="/v1/locks/{name}", handler=handle.break_lock, admin=True,
             response=bodies.BreakAnswer, query={"reason": "for the lock's history"},
-            headers=KEY_HEADERS,
+            errors=(404, *_WRITE), headers=KEY_HEADERS,
             summary="Take a lock from whoever holds it (audited)",
         ),
     ]  # fmt: skip
@@ -330,24 +335,27 @@ def _read_routes(handle: _Handlers, service: LockService) -> list[Route]:
     return [
         Route(
             method="GET", path="/v1/locks/{name}", handler=handle.get_lock,
-            response=bodies.LockDetail, summary="Who holds a lock and who waits for it",
+            response=bodies.LockDetail, errors=(503,),
+            summary="Who holds a lock and who waits for it",
         ),
         Route(
             method="GET", path="/v1/locks/{name}/explain", handler=handle.explain,
-            response=bodies.LockExplanation, summary="Why nobody gets a lock, in words",
+            response=bodies.LockExplanation, errors=(503,),
+            summary="Why nobody gets a lock, in words",
         ),
         Route(
             method="GET", path="/v1/locks/{name}/history", handler=handle.history,
-            response=bodies.LockHistoryAnswer, summary="Who held a lock when, with which token",
+            response=bodies.LockHistoryAnswer, errors=(503,),
+            summary="Who held a lock when, with which token",
         ),
         Route(
             method="POST", path="/v1/locks/{name}/verify", handler=handle.verify,
-            request=bodies.VerifyRequest, response=bodies.VerifyAnswer,
+            request=bodies.VerifyRequest, response=bodies.VerifyAnswer, errors=(503,),
             summary="Is this token good now, and which is the newest",
         ),
         Route(
             method="GET", path="/v1/locks", handler=handle.list_locks, response=bodies.LockPage,
-            query=LIST_QUERY, summary="Held locks by name",
+            query=LIST_QUERY, errors=(503,), summary="Held locks by name",
         ),
         Route(
             method="GET", path="/v1/locks:stream", status=101, errors=(400,),

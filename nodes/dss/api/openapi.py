@@ -17,8 +17,6 @@ from dss.api.auth import GUARDED_PREFIX
 from dss.api.problem import JSON_TYPE, PROBLEM_TYPE
 from dss.api.routes import Route
 
-COMMON_ERRORS: Final = (404, 413, 421, 422, 429, 500, 503, 504)
-"""Any route may answer these; a route declares the others."""
 _PARAMETER: Final = re.compile(r"{(\w+)}")
 _REF: Final = "#/components/schemas/{name}"
 
@@ -97,10 +95,16 @@ def _operation(route: Route, schemas: dict[Any, dict[str, Any]], tokens: bool) -
     if route.request is not None:
         operation["requestBody"] = {
             "required": route.request is not bytes,
-            "content": _content(route.request, schemas, "application/octet-stream"),
+            "content": _content(route.request, schemas, "*/*"),
         }
     problem = {"$ref": "#/components/responses/Problem"}
-    errors = {*COMMON_ERRORS, *route.errors}
+    errors = {500, *route.errors}
+    if parameters:
+        errors.add(422)
+    if _PARAMETER.search(route.path):
+        errors.add(404)  # a name whose slashes are not encoded is another path
+    if route.request is not None:
+        errors |= {413, 422}
     if tokens and route.path.startswith(GUARDED_PREFIX):
         operation["security"] = [{"token": []}]
         errors |= {401, 403} if route.admin else {401}
@@ -121,7 +125,8 @@ def _success(status: int, kind: Any, schemas: dict[Any, dict[str, Any]]) -> dict
 
 
 def _content(kind: Any, schemas: dict[Any, dict[str, Any]], raw: str) -> dict[str, Any]:
-    """`bytes` stands for a raw body, of the content type `raw`."""
+    """`bytes` stands for a raw body, of the content type `raw`. (A request's Content-Type is no
+    header parameter in OpenAPI: it stands here.)"""
     if kind is bytes:
         return {raw: {}}
     return {JSON_TYPE: {"schema": schemas[kind]}}

@@ -37,7 +37,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     also: dict[int, Any] = {}
     """Further answers that are no problem, as with `response`: status -> type of the body."""
     errors: tuple[int, ...] = ()
-    """Statuses of declared failures besides 404, 413, 421, 422, 429, 503, 504."""
+    """Statuses of failures: all but 500, those of bodies and parameters (404, 413, 422), and those
+    of tokens and origins (401, 403)."""
     admin: bool = False
     """Where tokens are asked for: an administrator's alone will do."""
     query: dict[str, str] = {}

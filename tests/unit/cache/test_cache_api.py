@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import ClientSession
 from cache_cluster import Cluster, cluster
+from declared import declared
 from yarl import URL
 
 from dss.api import cache as cache_api
@@ -38,7 +39,8 @@ async def http(made: Cluster) -> AsyncIterator[tuple[ClientSession, Call, Call]]
         host, port = runner.addresses[0][:2]
         urls.append(f"http://{host}:{port}")
     try:
-        async with ClientSession() as client:
+        trace = declared(cache_api.routes(next(iter(made.nodes.values())).service))
+        async with ClientSession(trace_configs=[trace]) as client:
             yield (
                 client,
                 lambda path: URL(urls[0] + path, encoded=True),
@@ -157,5 +159,51 @@ def test_stats_and_metrics__count_hits_and_invalidations(tmp_path: Path) -> None
         text = await (await client.get(two("/metrics"))).text()
         assert "dss_cache_hits_total 2.0" in text
         assert "dss_cache_invalidations_total 1.0" in text
+
+    run(tmp_path, scenario)
+
+
+def test_every_route__reads_conditions_and_content_type_just_where_the_document_says_so(
+    tmp_path: Path,
+) -> None:
+    async def scenario(client: ClientSession, one: Call, two: Call) -> None:
+        api = await (await client.get(one("/openapi.json"))).json()
+        await client.put(one("/v1/cache/k"), data=b"1")
+        bodies = {"/v1/cache:get": {"keys": ["k"]}, "/v1/cache:incr": {"key": "n"}}
+        bodies["/v1/cache:set"] = {"items": [{"key": "s", "value": "1"}]}
+        conditions, declared_conditions, kinds = set(), set(), set()
+        for path, operations in api["paths"].items():
+            if not path.startswith("/v1/cache") or path.endswith(":stream"):
+                continue
+            for method, operation in operations.items():
+                url, sent = one(path.replace("{key}", "k")), bodies.get(path)
+                for parameter in operation.get("parameters", []):
+                    if parameter["in"] == "header":
+                        declared_conditions.add((method, path, parameter["name"]))
+                for name in ("If-Match", "If-None-Match"):
+                    headers = {name: "no version"}
+                    async with client.request(method, url, json=sent, headers=headers) as reply:
+                        if reply.status == 422 and name in await reply.text():
+                            conditions.add((method, path, name))
+                headers = {"Content-Type": "text/" + "x" * 300}
+                body = b"{}" if path == "/v1/cache:get" else b"1"
+                async with client.request(method, url, data=body, headers=headers) as reply:
+                    if reply.status == 422 and "Content-Type" in await reply.text():
+                        kinds.add((method, path))
+        assert conditions == declared_conditions
+        assert len(conditions) == 6
+        put = api["paths"]["/v1/cache/{key}"]["put"]
+        assert kinds == {("put", "/v1/cache/{key}")}
+        assert list(put["requestBody"]["content"]) == ["*/*"], "any type, and it is kept"
+
+    run(tmp_path, scenario)
+
+
+def test_read_under_a_condition_that_does_not_hold__412_is_declared(tmp_path: Path) -> None:
+    async def scenario(client: ClientSession, one: Call, two: Call) -> None:
+        await client.put(one("/v1/cache/k"), data=b"1")
+        for url in (one, two):
+            got = await client.get(url("/v1/cache/k"), headers={"If-Match": '"99"'})
+            assert got.status == 412
 
     run(tmp_path, scenario)

@@ -8,6 +8,7 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import WSMsgType
+from declared import declared
 from lock_fakes import FakeConsensus, FakeTransport
 from machine_world import sid
 
@@ -48,7 +49,8 @@ async def server(guard=None):
     runner = await serve(app, "127.0.0.1", 0)
     port = runner.addresses[0][1]
     try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        trace = declared(routes(service), tokens=guard is not None)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", trace_configs=[trace]) as http:
             yield consensus, http, app
     finally:
         await service.stop()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from declared import declared
 from queue_world import World
 
 from dss.api.problem import problem_response
@@ -41,7 +42,8 @@ def run(scenario: Callable[[Call], Awaitable[None]]) -> None:
             app = web.Application(middlewares=[problems])
             for route in routes(service):
                 app.router.add_route(route.method, route.path, route.handler)
-            client = TestClient(TestServer(app))
+            trace = declared(routes(service))
+            client = TestClient(TestServer(app), trace_configs=[trace])
             await client.start_server()
             clients.append(client)
 
