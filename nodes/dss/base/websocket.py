@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 try:  # aiohttp's, in C; its place is not public
@@ -326,7 +327,12 @@ def frame(opcode: int, payload: bytes, mask: bytes | None = None) -> bytes:
 def xor_by_table(mask: bytes, data: bytearray) -> None:
     """Mask `data`, or unmask it, in place (RFC 6455 §5.3), without C."""
     for offset, key in enumerate(mask):
-        data[offset::4] = data[offset::4].translate(bytes(byte ^ key for byte in range(256)))
+        data[offset::4] = data[offset::4].translate(_xor_with(key))
+
+
+@cache
+def _xor_with(key: int) -> bytes:
+    return bytes(byte ^ key for byte in range(256))
 
 
 def _is_utf8(text: bytes) -> bool:
