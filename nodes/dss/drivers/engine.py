@@ -341,9 +341,9 @@ class Engine:
             if group.pending:
                 self._take_pending(group, events)
             self._carry_out(group, group.raft.step(events, now_ms), now_ms)
+        self.hooks.flush()  # before the write: followers begin with theirs meanwhile
         if self.unsynced:
             self.wal.write()
-        self.hooks.flush()
         # From here on it says what the *next* sync is for: groups may be created, and snapshots
         # noted, while this one runs in a thread.
         must_sync, self.unsynced = self.unsynced, False
@@ -355,19 +355,16 @@ class Engine:
 
     def finish(self) -> None:
         """After the sync: acknowledge, apply, answer."""
-        now_ms = self.hooks.now_ms()
-        send = self.hooks.send
         after_sync, self.after_sync = self.after_sync, []
-        for peer, message in after_sync:
-            send(peer, message)
+        if after_sync:
+            for peer, message in after_sync:
+                self.hooks.send(peer, message)
+            self.hooks.flush()
         appended, self._appended = self._appended, []
         for group in appended:
             upto, group.synced_upto = group.synced_upto, None
             if upto is not None:
-                event = fx.Synced(upto[0], upto[1])
-                self._carry_out(group, group.raft.step([event], now_ms), now_ms)
-        if after_sync or appended:
-            self.hooks.flush()
+                self._note_synced(group, fx.Synced(upto[0], upto[1]))
         to_apply, self._to_apply = self._to_apply, []
         for group in to_apply:
             self.applying.apply(group)
@@ -376,6 +373,16 @@ class Engine:
         self.cycles_finished = self.cycles
         if self.unsynced or self._dirty:
             self.hooks.wake()
+
+    def _note_synced(self, group: Group, event: fx.Synced) -> None:
+        """Where others are needed for a quorum, this changes nothing before one of them answers:
+        then it waits for the step that takes the answer, and costs none of its own."""
+        if group.raft.membership.quorum > 1:
+            group.inbox.append(event)
+            return
+        now_ms = self.hooks.now_ms()
+        self._carry_out(group, group.raft.step([event], now_ms), now_ms)
+        self.hooks.flush()
 
     def _take_pending(self, group: Group, events: list[fx.Event]) -> None:
         for flight in group.pending:

@@ -298,6 +298,61 @@ def test_follower__acknowledges_only_after_its_sync():
     assert ack.index == follower.group.raft.last_index
 
 
+def order_of(node, monkeypatch):
+    """What `node` does from now on, in order."""
+    done = []
+
+    def noting(of, name, what):
+        original = getattr(of, name)
+
+        def noted(*args, **kwargs):
+            done.append(what)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(of, name, noted)
+
+    wal = node.engine.wal
+    noting(wal, "write", "write")
+    noting(wal, "sync", "sync")
+    noting(node, "send", "send")
+    noting(node, "flush", "flush")
+    return done
+
+
+def test_leader__its_requests_leave_before_its_own_log_is_written(monkeypatch):
+    world = World()
+    leader = world.elect()
+    done = order_of(leader, monkeypatch)
+    leader.propose(Sink(), 1)
+    leader.cycle()
+    assert done == ["send", "send", "flush", "write", "sync"]
+
+
+def test_follower__its_acknowledgement_leaves_first_after_the_sync(monkeypatch):
+    world = World()
+    leader = world.elect()
+    follower = next(node for node in world.nodes.values() if node is not leader)
+    leader.propose(Sink(), 1)
+    leader.cycle()
+    world.deliver()
+    done = order_of(follower, monkeypatch)
+    follower.cycle()
+    assert done == ["flush", "write", "sync", "send", "flush"]
+
+
+@pytest.mark.parametrize("voters", [1, 3])
+def test_own_sync__is_stepped_at_once_only_where_it_commits(voters: int):
+    world = World("a", ALONE) if voters == 1 else World()
+    leader, sink = world.elect(), Sink()
+    raft = leader.group.raft
+    leader.propose(sink, 1)
+    leader.cycle()
+    assert (raft.synced_index == raft.last_index) is (voters == 1)
+    world.run(20)
+    assert raft.synced_index == raft.commit_index == raft.last_index
+    assert sink.statuses == {1: 200}
+
+
 def test_failed_sync__nothing_is_acknowledged():
     world = World("a", ALONE)
     node, sink = world.elect(), Sink()

@@ -4,10 +4,11 @@ The embedder's contract (drivers/engine.py carries it out, in production and in 
 
 1. `step` a batch of events; collect the effects of all groups.
 2. Write every `SaveState` and `Append` to the WAL, in order, in one write.
-3. `Send` messages may leave at once, before the fsync (append requests, heartbeats).
+3. `Send` messages may leave at once, before that write (append requests, heartbeats).
 4. fsync once for all groups.
-5. Only now send the `SendAfterSync` messages (votes, append acknowledgements), and `step` each
-   group that appended with `Synced(index)` of its last appended entry.
+5. Only now send the `SendAfterSync` messages (votes, append acknowledgements), and give each group
+   that appended `Synced(index)` of its last appended entry: at once where it is a quorum of one,
+   else with its next events, since nothing is committed before somebody else answers.
 6. `Apply` entries in order; `Applied(index)` follows with the next batch.
 """
 
