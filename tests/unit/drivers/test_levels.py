@@ -9,7 +9,7 @@ import pytest
 from driver_world import GROUP, Process, Sink, Trio, specs, until
 from lock_world import run, serves
 
-from dss.base.errors import ConfigProblem, Conflict
+from dss.base.errors import ConfigProblem, DssError
 from dss.base.ids import LOCK_GROUP
 from dss.base.levels import FEATURE_LEVEL
 from dss.core.machine import CommandCodec
@@ -350,7 +350,7 @@ def test_joiner_that_supports_less_than_the_group__is_refused_with_both_levels(t
         gone.level = 1
         await start(gone)
         await until(lambda: all(n.links.peer(gone.name) is not None for n in rest))
-        with pytest.raises(Conflict, match=f"{gone.name} supports up to 1") as refused:
+        with pytest.raises(DssError, match=f"{gone.name} supports up to 1") as refused:
             await service.add(gone.name)
         assert refused.value.code == "feature_level"
         assert "at feature level 2" in refused.value.message
