@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dss.base import limits
@@ -46,8 +47,8 @@ class Applying:
             sink.flush()
 
     def apply(self, group: Group) -> None:
-        """What is committed, up to about BATCH_ITEMS_MAX commands: the loop must turn now and then,
-        and the rest goes on in the next cycle."""
+        """What is committed, up to about BATCH_ITEMS_MAX commands; then the loop turns before the
+        rest goes on, even while the disk syncs."""
         if group.cutting:
             return  # snapshotting.py calls again
         entries, group.to_apply = group.to_apply, []
@@ -57,7 +58,7 @@ class Applying:
         for position, entry in enumerate(entries):
             if self.commands_applied >= pause_at:
                 group.to_apply = entries[position:]
-                self._engine.apply_later(group)
+                self._engine.hooks.soon(partial(self._go_on, group))
                 break
             if entry.index != group.applied_index + 1:
                 if entry.index <= group.applied_index:
@@ -98,6 +99,12 @@ class Applying:
             self.release_reads(group)
         self._engine.hooks.applied(group.gid)
         self._engine.snapshotting.take_if_due(group)
+
+    def _go_on(self, group: Group) -> None:
+        self.apply(group)
+        self.flush()
+        if self._engine.pending:
+            self._engine.hooks.wake()
 
     def _apply_commands(self, group: Group, entry: Entry) -> None:
         flight = group.flights.pop(entry.index, None)

@@ -239,11 +239,6 @@ class Engine:
             part = slice(start, start + limits.BATCH_ITEMS_MAX)
             self.propose(gid, rids[part], b"".join(raws[part]), commands[part], sink)
 
-    def apply_later(self, group: Group) -> None:
-        """Go on with `group.to_apply` in the next cycle."""
-        self._to_apply.append(group)
-        self.touch(group)
-
     def read(self, gid: int, done: Callable[[str | None, bool], None]) -> None:
         """ReadIndex: done(leader, ok) once the machine of `gid` may be read (ok), or not."""
         group = self.groups[gid]

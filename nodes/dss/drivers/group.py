@@ -59,6 +59,9 @@ class EngineHooks(Protocol):
     def wake(self) -> None:
         """Run a cycle soon: something is pending."""
 
+    def soon(self, step: Callable[[], None]) -> None:
+        """Run `step` when the loop has turned: between two cycles, or while a sync runs."""
+
     def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
         """These proposals were not appended anywhere."""
 

@@ -142,6 +142,16 @@ class Host:
             turns = GATHER_TURNS if self.engine.applying.proposals_answered >= GATHER_FROM else 0
             self.loop.call_soon(self._gather, turns)
 
+    def soon(self, step: Callable[[], None]) -> None:
+        self.loop.call_soon(self._run_step, step)
+
+    def _run_step(self, step: Callable[[], None]) -> None:
+        if not self._stopped:
+            try:
+                step()
+            except Exception as error:
+                self._broken(error)
+
     def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
         self.forwarder.refused(group, flight, code, leader)
 

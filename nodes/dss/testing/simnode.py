@@ -111,6 +111,9 @@ class SimNode:
             self._cycle_due = True
             self.later(self.rng.random() * 0.3, self._cycle)
 
+    def soon(self, step: Callable[[], None]) -> None:
+        self.later(self.rng.random() * 0.3, step)
+
     def refused(self, group: int, flight: Flight, code: str, leader: str | None) -> None:
         position = 0
         for count, sink in flight.sinks:

@@ -74,6 +74,7 @@ class Node:
 
     def start(self):
         self.sent, self.refusals, self.roles, self.offloaded = [], [], [], []
+        self.soon_steps = []
         self.machine = WaitingTally()
         wal, recovered = Wal.open(self.wal_files, segment_bytes=16_384)
         self.engine = Engine(
@@ -120,6 +121,9 @@ class Node:
     def flush(self): ...
 
     def wake(self): ...
+
+    def soon(self, step):
+        self.soon_steps.append(step)
 
     def refused(self, group, flight, code, leader):
         self.refusals.append((flight, code))
@@ -168,6 +172,9 @@ class World:
                         work, done = node.offloaded.pop(0)
                         work()
                         done()
+                    steps, node.soon_steps = node.soon_steps, []
+                    for step in steps:
+                        step()
                     if node.up and node.engine.pending:
                         node.cycle()
             self.now += 1
@@ -244,6 +251,29 @@ def test_much_is_committed_at_once__a_cycle_applies_a_bounded_part_of_it():
     assert slow.machine.idents == list(range(6_000))
     assert max(applied) == 1_200, "two entries: the first that reaches the bound is the last"
     assert slow.engine.applying.entries_applied == slow.group.applied_index
+
+
+def test_much_is_committed_while_the_disk_syncs__it_is_applied_meanwhile():
+    world = World("a", ALONE)
+    node = world.elect()
+    sinks = [Sink() for _ in range(5)]
+    for number, sink in enumerate(sinks):
+        node.propose(sink, *range(1_000 * number, 1_000 * number + 1_000))
+    node.cycle()
+    assert len(node.machine.idents) == 1_000
+    assert [len(sink.answers) for sink in sinks] == [1_000, 0, 0, 0, 0]
+    other = Sink()
+    node.propose(other, 5_000)
+    assert node.engine.begin(), "what follows happens beside its sync"
+    while node.soon_steps:
+        node.soon_steps.pop(0)()
+    assert [sink.flushed for sink in sinks] == [1_000] * 5
+    assert not other.answers
+    node.engine.sync()
+    node.engine.finish()
+    world.run(1)
+    assert other.statuses == {5_000: 200}
+    assert node.machine.idents == list(range(5_001))
 
 
 def test_snapshot_comes_while_something_is_left_to_apply__it_stands_for_that_too():
