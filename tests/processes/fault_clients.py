@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import select
+import time
 import uuid
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
@@ -23,6 +24,10 @@ NOT_SENT = 599
 """The node cannot have got it: it refused the connection."""
 TIMEOUT_S = 1.5
 """Beyond the request's `wait_ms`. Short, or all clients soon hang at a node that was cut off."""
+
+KEPT_S = 0.4
+"""How long a connection may have been idle. A node that stops keeps idle ones for 0.5 s (DRAIN_S)
+and says `Connection: close` to all others before, so a request never meets its closing."""
 
 _ROUTES = {
     "session.create": ("POST", "/v1/sessions"),
@@ -54,6 +59,7 @@ class HttpClient:
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
         self._connections: dict[str, http.client.HTTPConnection] = {}
+        self._used_s: dict[str, float] = {}
 
     def begin(self) -> None:
         pass
@@ -81,6 +87,7 @@ class HttpClient:
         except (OSError, http.client.HTTPException) as error:
             self._leave(url)
             return UNKNOWN, repr(error)
+        self._used_s[url] = time.monotonic()
         if reply.will_close:
             self._leave(url)
         return reply.status, json.loads(data) if data else {}
@@ -88,9 +95,10 @@ class HttpClient:
     def _connection(self, url: str) -> http.client.HTTPConnection:
         connection = self._connections.get(url)
         if connection is not None and connection.sock is not None:
-            if not select.select([connection.sock], [], [], 0)[0]:
+            idle_s = time.monotonic() - self._used_s[url]
+            if idle_s < KEPT_S and not select.select([connection.sock], [], [], 0)[0]:
                 return connection
-            self._leave(url)  # the node has closed it meanwhile
+            self._leave(url)  # it is old, or the node has closed it
         place = urlsplit(url)
         connection = http.client.HTTPConnection(
             str(place.hostname), place.port, timeout=self._timeout_s

@@ -51,6 +51,8 @@ class Load:
         }
         self.history: dict[str, list[Operation]] = {name: [] for name in self.modes}
         self.granted = 0
+        self.raised = False
+        """The cluster was at level 2 before this: copies of a request share its one answer."""
         self.superseded = 0
         self.refused: list[str] = []
         """Every 503: nothing was done."""
@@ -222,8 +224,9 @@ class _User:
                     return UNKNOWN, body
                 doubtful = True
             elif key and status == 409 and body["code"] == "superseded":
-                # A known weakness (docs/testing.md): a late copy of this very request, from a
-                # node that was stopped, has taken its wait over. The key still has one answer.
+                # Below level 2 a late copy of this very request, from a node that was stopped,
+                # takes its wait over. The key still has one answer.
+                assert not self.load.raised, f"a repeat has superseded the first: {body}"
                 self.load.superseded += 1
             elif status < 429:
                 return status, body

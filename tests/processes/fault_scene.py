@@ -82,6 +82,10 @@ def scene(cluster: FaultCluster) -> Iterator[Scene]:
     made = Scene(cluster)
     try:
         cluster.until(lambda: made.load.granted > 30, "the load runs")
+        made.load.raised = all(
+            (cluster.status(name) or {}).get("feature_level", 1) >= 2
+            for name in cluster.names("lock")
+        )
         yield made
     finally:
         made.load.stopped.set()
