@@ -197,7 +197,7 @@ def test_node_is_terminated_while_clients_wait_at_all_nodes__all_are_granted_in_
     until(lambda: trio.pid(victim) not in (0, pid), "it runs again", 60)
     until(lambda: request("GET", url).body.get("waiting") == len(waiters), "all stand in line")
     places = [each["session"] for each in request("GET", url).body["waiters"]]
-    assert places == [waiter.session for waiter in waiters], "as they came"
+    assert places == [waiter.session[:8] for waiter in waiters], "as they came"
     give = {"session": holder, "token": held.body["token"]}
     until(lambda: request("POST", f"{url}/release", give).status == 200, "released")
     for waiter in waiters:
