@@ -9,19 +9,16 @@ drivers/lock_events.py).
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from dss.api.routes import Route
-from dss.base.errors import Invalid, NoQuorum
+from dss.base.errors import Invalid
 from dss.base.limits import EVENTS_COMMENT_S, NAME_BYTES_MAX
-from dss.drivers.lock_events import LockEvents
-
-RETRY_MS: Final = 1_000
-"""How long a client waits before it comes back, to any node."""
+from dss.drivers.lock_events import RETRY_MS, LockEvents
 
 LAST_EVENT_ID: Final = "Last-Event-ID"
 _HEADERS: Final = {
@@ -43,11 +40,6 @@ def routes(events: LockEvents) -> list[Route]:
         if len(prefix) > NAME_BYTES_MAX:
             raise Invalid(f"prefix has at most {NAME_BYTES_MAX} characters")
         since = _since(request)
-        if not events.current:
-            raise NoQuorum(
-                "this node knows no leader, so it hears of nothing new: use another node",
-                retry_after_ms=RETRY_MS,
-            )
         events.open_stream()
         try:
             return await _stream(request, events, prefix, since)
@@ -80,24 +72,12 @@ async def _stream(
     number = events.newest if since is None else since
     # The id tells a client that has seen no event yet where to come back to.
     await response.write(f"retry: {RETRY_MS}\nid: {number}\n: connected\n\n".encode())
-    loop = asyncio.get_running_loop()
-    quiet_until = loop.time() + EVENTS_COMMENT_S
-    while not events.stopped:
-        before = number
-        number, found = events.since(number, prefix)
-        if found:
-            await response.write(b"".join(map(_event, found)))
-            quiet_until = loop.time() + EVENTS_COMMENT_S
-        elif loop.time() >= quiet_until:
-            if not events.current:
-                break
-            # The id moves on even when nothing matched the prefix: less to skip next time.
-            await response.write(f"id: {number}\n: nothing new\n\n".encode())
-            quiet_until = loop.time() + EVENTS_COMMENT_S
-        if number == before:
-            await events.news(max(0.0, quiet_until - loop.time()))
-        elif not found:
-            await asyncio.sleep(0)
+    async with aclosing(events.follow(number, prefix, EVENTS_COMMENT_S)) as batches:
+        async for number, found in batches:
+            if found:
+                await response.write(b"".join(map(_event, found)))
+            else:
+                await response.write(f"id: {number}\n: nothing new\n\n".encode())
     return response
 
 

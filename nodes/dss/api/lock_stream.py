@@ -52,6 +52,11 @@ class LockStream:
             status, body = shown((status, body))
         self._connection.answer(request_id, status, body)
 
+    @property
+    def unread_bytes(self) -> int:
+        """See drivers.lock_subscriptions.Subscriber."""
+        return self._connection.unread_bytes
+
     def push(self, body: Any) -> None:
         """See drivers.lock_events.Watcher."""
         self._connection.push(body)

@@ -106,6 +106,11 @@ class StreamConnection:
     def in_flight(self) -> int:
         return len(self._open)
 
+    @property
+    def unread_bytes(self) -> int:
+        """What has been said and the client has not taken yet."""
+        return self._end.unsent_bytes
+
     def take(self, request_ids: Sequence[int]) -> int:
         """See drivers.ports.StreamSink.take."""
         unanswered = self._open

@@ -213,7 +213,13 @@ EVENTS_MAX: Final = 10_000
 STREAM_WATCHES_MAX: Final = 10_000
 """Sessions of one stream whose losses it is told of: the rest find out by their keepalive."""
 EVENT_STREAMS_MAX: Final = 1_000
-"""`locks:events` connections of one node: each is looked at after every change of a lock."""
+"""`locks:events` connections and streams' `events` of one node: each is looked at after every
+change of a lock."""
+STREAM_EVENTS_MAX: Final = 16
+"""Subscriptions to events on one stream: a prefix says which locks, so few are needed."""
+STREAM_EVENTS_UNREAD_BYTES: Final = 1 * MIB
+"""While a client has left more than this unread, its events wait where they are kept anyway. A
+sixteenth of STREAM_OUTBOX_BYTES_MAX: who only catches up is not cut off."""
 EVENTS_COMMENT_S: Final = 10.0
 """A comment on a quiet event stream this often: proxies cut what is silent for 15 s or more."""
 WAITS_LEADERLESS_MS: Final = 5_000

@@ -7,9 +7,10 @@ not live here: frames and server-sent events (api/lock_stream.py, api/lock_event
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any, Final, Protocol
 
-from dss.base.errors import Overloaded
+from dss.base.errors import NoQuorum, Overloaded
 from dss.base.ids import LOCK_GROUP
 from dss.base.limits import EVENT_STREAMS_MAX, STREAM_WATCHES_MAX
 from dss.core.locks.history import Hold
@@ -21,6 +22,8 @@ from dss.drivers.ports import Consensus
 
 BATCH: Final = 500
 """Events looked at together: a client far behind must not hold the loop up."""
+RETRY_MS: Final = 1_000
+"""How long a client waits before it comes back, to any node."""
 UNKNOWN: Final = "unknown"
 """Why a session is gone that ended inside a snapshot."""
 
@@ -150,11 +153,18 @@ class LockEvents:
     # --- event streams ------------------------------------------------------------------
 
     def open_stream(self) -> None:
-        """Raises Overloaded beyond EVENT_STREAMS_MAX; `close_stream` gives the room back."""
+        """One more event stream; `close_stream` gives its room back.
+
+        Raises:
+            NoQuorum: this node knows no leader.
+            Overloaded: there are EVENT_STREAMS_MAX.
+        """
+        if not self.current:
+            raise self.not_current()
         if self._streams >= EVENT_STREAMS_MAX:
             raise Overloaded(
                 f"{EVENT_STREAMS_MAX} event streams are open on this node: use another node",
-                retry_after_ms=1_000,
+                retry_after_ms=RETRY_MS,
             )
         self._streams += 1
 
@@ -165,6 +175,13 @@ class LockEvents:
     def current(self) -> bool:
         """Whether a leader is known: else what happens may be decided without this node."""
         return self._consensus.leader_of(LOCK_GROUP) is not None
+
+    def not_current(self) -> NoQuorum:
+        """Why there is no event stream here."""
+        return NoQuorum(
+            "this node knows no leader, so it hears of nothing new: use another node",
+            retry_after_ms=RETRY_MS,
+        )
 
     @property
     def newest(self) -> int:
@@ -197,6 +214,32 @@ class LockEvents:
             if event["name"].startswith(prefix):
                 found.append(event)
         return number + len(batch), found
+
+    async def follow(
+        self, number: int, prefix: str, quiet_s: float
+    ) -> AsyncGenerator[tuple[int, list[dict[str, Any]]], None]:
+        """Batches after `number`, as of `since`; an empty one after each `quiet_s` without any.
+
+        Ends when this node stops, or has been quiet and knows no leader.
+        """
+        loop = asyncio.get_running_loop()
+        quiet_until = loop.time() + quiet_s
+        while not self.stopped:
+            before = number
+            number, found = self.since(number, prefix)
+            if found:
+                yield number, found
+                quiet_until = loop.time() + quiet_s
+            elif loop.time() >= quiet_until:
+                if not self.current:
+                    return
+                # The number moves on even when no name began so: less to skip next time.
+                yield number, found
+                quiet_until = loop.time() + quiet_s
+            if number == before:
+                await self.news(max(0.0, quiet_until - loop.time()))
+            elif not found:
+                await asyncio.sleep(0)
 
     async def news(self, timeout_s: float) -> None:
         """Return after the next change, or this time."""

@@ -24,6 +24,7 @@ from dss.base.limits import (
 from dss.core.locks.commands import (
     CLIENT_CODEC,
     KEYED_CODEC,
+    LOCAL_OPS,
     READ_OPS,
     Acquire,
     AcquireMany,
@@ -42,6 +43,7 @@ from dss.core.machine import Result, join_items, strip_array_header
 from dss.drivers.gone_clients import GoneClients, Waiting
 from dss.drivers.lock_events import LockEvents, Watcher
 from dss.drivers.lock_reads import LockReads
+from dss.drivers.lock_subscriptions import Subscriber, Subscriptions
 from dss.drivers.ports import Consensus, Sink, StreamSink
 from dss.observe.metrics import Registry
 from dss.transport.ports import Transport
@@ -49,6 +51,7 @@ from dss.transport.ports import Transport
 END_WAITS_LOOK_S: Final = 0.01
 """Between two looks at the waits of a node that stops: their answers come with the log."""
 
+_NOT_LOGGED: Final = READ_OPS | LOCAL_OPS
 _WAITING: Final = frozenset((Acquire, AcquireMany, Upgrade))
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,7 +63,7 @@ def new_session_id() -> str:
     return secrets.token_hex(16)
 
 
-class LockSink(StreamSink, Watcher, Protocol):
+class LockSink(StreamSink, Watcher, Subscriber, Protocol):
     """A client's stream of the lock service (api/lock_stream.py)."""
 
     def note_wait(self, request_id: int, command: Waiting) -> None:
@@ -82,6 +85,7 @@ class LockService:
         self._read_timeout_ms = read_timeout_ms
         self._tasks: dict[asyncio.Task[None], None] = {}
         self.events = LockEvents(consensus)
+        self._subscriptions = Subscriptions(self.events)
         self.gone = GoneClients(consensus, self.write, self._spawn)
         self._reads = LockReads(consensus, transport, self._spawn, read_timeout_ms)
 
@@ -174,9 +178,12 @@ class LockService:
                 sink.answer(request_id, error.status, error.body())
                 untouched = False
                 continue
-            if op in READ_OPS:
-                reads.append((request_id, command))
+            if op in _NOT_LOGGED:
                 untouched = False
+                if op in LOCAL_OPS:
+                    self._subscriptions.ask(sink, request_id, command)
+                    continue
+                reads.append((request_id, command))
                 if type(command) is WatchSession:
                     self.events.watch(sink, command.session, grants=True)
                 continue
@@ -208,6 +215,7 @@ class LockService:
     def stream_ended(self, sink: LockSink, waits: Mapping[int, Waiting]) -> None:
         """Nobody listens to it any more; `waits` have no answer yet, while they stand there."""
         self.events.unwatch(sink)
+        self._subscriptions.end(sink)
         if waits:
             self.gone.left_stream(waits)
 

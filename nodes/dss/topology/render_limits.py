@@ -61,6 +61,7 @@ _GROUPS: Final = {
         ("HISTORY_MAX", "ended holds remembered in all"),
         ("EVENTS_MAX", "events that a node remembers"),
         ("EVENT_STREAMS_MAX", "event streams of one node"),
+        ("STREAM_EVENTS_MAX", "subscriptions to events on one stream"),
         ("STREAM_WATCHES_MAX", "sessions that one stream is told of"),
         ("TOKEN_MAX", "a fencing token"),
     ),

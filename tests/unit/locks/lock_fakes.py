@@ -169,6 +169,7 @@ class ListSink:
 
     def __init__(self, room: int = 4_096) -> None:
         self.room = room
+        self.unread_bytes = 0
         self.pending: list[tuple[int, int, Any]] = []
         self.noted: dict[int, Any] = {}
         self.pushed: list[Any] = []

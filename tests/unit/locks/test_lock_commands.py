@@ -3,7 +3,7 @@ import pytest
 from machine_world import sid
 
 from dss.base.errors import Invalid
-from dss.core.locks.commands import CLIENT_CODEC, LOG_CODEC, READ_OPS, Acquire
+from dss.core.locks.commands import CLIENT_CODEC, LOCAL_OPS, LOG_CODEC, READ_OPS, Acquire
 
 
 def decode(op, **args):
@@ -57,10 +57,11 @@ def test_out_of_bounds__is_refused_while_decoding(op, args):
         decode(op, **args)
 
 
-def test_client_codec__every_write_is_in_the_log_codec_and_no_read_is():
-    writes = CLIENT_CODEC.ops - READ_OPS
-    assert writes < LOG_CODEC.ops
-    assert not READ_OPS & LOG_CODEC.ops
+def test_client_codec__every_write_is_in_the_log_codec_and_nothing_else_is():
+    others = READ_OPS | LOCAL_OPS
+    assert CLIENT_CODEC.ops - others < LOG_CODEC.ops
+    assert others < CLIENT_CODEC.ops
+    assert not others & LOG_CODEC.ops
 
 
 def test_defaults__are_not_encoded():

@@ -284,10 +284,24 @@ class WatchSession(_Command, frozen=True):
     session: SessionId
 
 
+class FollowEvents(_Command, frozen=True):
+    """On a stream: push what happens to locks whose names begin so."""
+
+    prefix: Prefix = ""
+    since: Count | None = None
+    """The last event seen, by its number; None: from now on."""
+
+
+class UnfollowEvents(_Command, frozen=True):
+    subscription: int
+    """The request id of the FollowEvents."""
+
+
 Sequenced = Acquire | AcquireMany | Release | Upgrade | Downgrade
 Write = SessionCreate | SessionKeepalive | SessionEnd | Sequenced | Confirm | Cancel
 Internal = ExpireSessions | ExpireWaits | ExpireGrants | Break | Keyed | Withdraw
 Read = GetLock | ExplainLock | LockHistory | VerifyToken | ListLocks | GetSession | WatchSession
+Local = FollowEvents | UnfollowEvents
 
 _WRITES: Final[dict[str, type[msgspec.Struct]]] = {
     "session.create": SessionCreate,
@@ -310,6 +324,10 @@ _READS: Final[dict[str, type[msgspec.Struct]]] = {
     "session.get": GetSession,
     "session.watch": WatchSession,
 }
+_LOCAL: Final[dict[str, type[msgspec.Struct]]] = {
+    "events": FollowEvents,
+    "events.stop": UnfollowEvents,
+}
 _INTERNAL: Final[dict[str, type[msgspec.Struct]]] = {
     "expire_sessions": ExpireSessions,
     "expire_waits": ExpireWaits,
@@ -321,9 +339,11 @@ _INTERNAL: Final[dict[str, type[msgspec.Struct]]] = {
 
 LOG_CODEC: Final = CommandCodec(_WRITES | _INTERNAL)
 """What may stand in the log."""
-CLIENT_CODEC: Final = CommandCodec(_WRITES | _READS)
-"""What a client may send on a stream; reads never reach the log."""
+CLIENT_CODEC: Final = CommandCodec(_WRITES | _READS | _LOCAL)
+"""What a client may send on a stream; only writes reach the log."""
 KEYED_CODEC: Final = CommandCodec(_WRITES | {"break": Break})
 """What an HTTP request with an Idempotency-Key may carry."""
 READ_OPS: Final = frozenset(_READS)
 """Answered by the leader's machine after a ReadIndex round."""
+LOCAL_OPS: Final = frozenset(_LOCAL)
+"""Answered by the client's node, out of what it has applied."""
