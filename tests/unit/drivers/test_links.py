@@ -12,8 +12,10 @@ from driver_world import free_port, identity, make_links, specs, until
 from dss.base import limits
 from dss.base.errors import Indeterminate, Invalid, RemoteError, Unavailable
 from dss.topology.nodes import NodeSpec
-from dss.transport import links as links_module
+from dss.transport import dialing
+from dss.transport import link as link_module
 from dss.transport.links import Links
+from dss.transport.wire import Cast
 
 
 def run(scenario):
@@ -290,13 +292,13 @@ def test_bad_host_name__the_dialer_goes_on_trying():
 
 def test_batch_beyond_the_frame_limit__cut_into_frames(monkeypatch):
     monkeypatch.setattr(limits, "FRAME_BYTES_MAX", 1_000)
-    casts = [links_module.Cast("m", bytes(300)) for _ in range(10)]
-    data = links_module.encode_frames(casts)
+    casts = [Cast("m", bytes(300)) for _ in range(10)]
+    data = link_module.encode_frames(casts)
     seen = 0
     while data:
         size = int.from_bytes(data[:4], "big")
         assert size <= 1_000
-        seen += len(links_module._frames.decode(data[4 : 4 + size]))
+        seen += len(link_module._frames.decode(data[4 : 4 + size]))
         data = data[4 + size :]
     assert seen == 10
 
@@ -325,7 +327,7 @@ def test_names_that_fail_hang_and_then_resolve__dialed_each_time_and_quietly(mon
             return await real("127.0.0.1", *args, **kwargs)
 
         monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-        monkeypatch.setattr(links_module, "RESOLVE_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(dialing, "RESOLVE_TIMEOUT_S", 0.3)
         nodes = specs("a", "b")
         a = make_links("a", nodes)
         named = [NodeSpec("a", "a.nodes.ns.svc", nodes[0].port, nodes[0].peer_port), nodes[1]]
@@ -362,7 +364,7 @@ def test_address_that_does_not_answer__given_up_and_the_next_one_is_tried(monkey
                 await asyncio.Event().wait()
             return await connect(factory, host, port)
 
-        monkeypatch.setattr(links_module, "DIAL_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(dialing, "DIAL_TIMEOUT_S", 0.1)
         monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
         monkeypatch.setattr(loop, "create_connection", create_connection)
         nodes = specs("a", "b")
