@@ -9,8 +9,9 @@ from driver_world import Sink, until
 from dss.base import limits
 from dss.base.errors import NoQuorum, RemoteError
 from dss.core.machine import Wake, join_items
-from dss.drivers import forwarding
-from dss.drivers.forwarding import Answers, Forward, Forwarder
+from dss.drivers import forwarding, forwards
+from dss.drivers.forwarding import Forwarder
+from dss.drivers.forwards import Answers, Forward
 from dss.drivers.group import NULL_SINK, Flight
 from dss.drivers.waits import UNCLAIMED_MAX, Waits
 from dss.testing.tally import Add, Tally
@@ -279,7 +280,7 @@ def test_no_leader__held_then_503_after_one_election_timeout():
         assert HOLD_MS <= (world.host.loop.time() - started) * 1000 + 1 < HOLD_MS + 300
         assert world.sink.statuses == {1: 503}
         assert not world.forwarder.owed_groups()
-        assert world.forwarder._held_items == world.forwarder._held_bytes == 0
+        assert world.forwarder._held.items == world.forwarder._held.bytes == 0
 
     run(scenario)
 
@@ -287,7 +288,7 @@ def test_no_leader__held_then_503_after_one_election_timeout():
 def test_hold_timer_fires_early__the_batch_is_not_forgotten():
     async def scenario(world):
         world.submit(1)
-        world.host.loop.call_soon(world.forwarder._expire_held, GROUP)
+        world.host.loop.call_soon(world.forwarder._held.expire, GROUP)
         clock, world.host.now_ms = world.host.now_ms, lambda: clock() - 30
         await asyncio.sleep(HOLD_MS / 1000 + 0.08)
         assert world.sink.statuses == {1: 503}
@@ -345,7 +346,7 @@ def test_two_nodes_point_at_each_other__a_batch_rests_before_it_goes_on(monkeypa
         [(node, forward)] = world.links.forwards()
         assert (node, forward.hops) == ("asker", limits.FORWARD_HOPS_MAX)
         assert not world.links.answers()
-        assert not world.forwarder._held
+        assert not world.forwarder._held.groups()
 
     run(scenario)
 
@@ -401,7 +402,7 @@ def test_group_is_not_here__the_asker_hears_503():
 
 
 def test_huge_answers__cut_into_several_casts(monkeypatch):
-    monkeypatch.setattr(forwarding, "ANSWERS_BYTES_MAX", 1_000)
+    monkeypatch.setattr(forwards, "ANSWERS_BYTES_MAX", 1_000)
 
     async def scenario(world):
         world.links.up("asker")
