@@ -120,14 +120,15 @@ def test_self_deadlock_by_http__names_its_own_handle():
 
 def test_list_in_steps__a_page_of_what_was_held_all_the_while(monkeypatch):
     monkeypatch.setattr("dss.core.locks.views.LIST_STEP_NAMES", 3)
+    monkeypatch.setattr("dss.core.locks.views.LIST_STEP_ITEMS", 2)
     world = World(sessions=1)
     tokens = {f"{at:02d}": world.token(1, f"{at:02d}") for at in reversed(range(10))}
     steps = list_in_steps(world.machine, "", 4, "", 0)
-    assert next(steps) is None
+    assert [next(steps), next(steps)] == [None, None]
     world.release(1, tokens["02"], "02")
     world.token(1, "00a")
     *between, page = steps
-    assert between == [None] * 3
+    assert between == [None] * 5, "three steps to look, two to describe"
     assert [item["name"] for item in page["items"]] == ["00", "01", "03", "04"]
     assert page["next"] == "04"
     rest = world.machine.list("", 100, page["next"], 0)

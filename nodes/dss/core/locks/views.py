@@ -6,11 +6,10 @@ What must not live here: anything that changes the state.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import nsmallest
 from itertools import islice
 from typing import Any
 
-from dss.base.limits import LIST_STEP_NAMES, WAITERS_SHOWN_MAX
+from dss.base.limits import LIST_STEP_ITEMS, LIST_STEP_NAMES, WAITERS_SHOWN_MAX
 from dss.core.locks.answers import duration, locks_named, ordinal
 from dss.core.locks.places import Waiter, place_in
 from dss.core.locks.state import Lock, LockState, label_of
@@ -81,20 +80,29 @@ def list_in_steps(
     The state may change in between. A lock that is held all the while is not missed.
     """
     everything = list(state.lock_names())
+    yield None
     found: list[str] = []
     below = ""
     for start in range(0, len(everything), LIST_STEP_NAMES):
-        some = [
+        found += [
             name
             for name in everything[start : start + LIST_STEP_NAMES]
-            if name > cursor and name.startswith(prefix) and not (below and name > below)
+            if name > cursor
+            and name.startswith(prefix)
+            and not (below and name > below)
+            and state.is_held(name)
         ]
-        found = nsmallest(limit + 1, [*found, *filter(state.is_held, some)])
-        if len(found) > limit:
+        if len(found) > 4 * limit:
+            found.sort()
+            del found[limit + 1 :]
             below = found[-1]
         yield None
+    found.sort()
+    del found[limit + 1 :]
     items = []
     for name in found[:limit]:
+        if len(items) % LIST_STEP_ITEMS == LIST_STEP_ITEMS - 1:
+            yield None
         lock = state.find_lock(name)
         if lock is None or not lock.holders:
             continue  # given back since
