@@ -99,7 +99,7 @@ def list_in_steps(
         yield None
     found.sort()
     del found[limit + 1 :]
-    items = []
+    items: list[dict[str, Any]] = []
     for name in found[:limit]:
         if len(items) % LIST_STEP_ITEMS == LIST_STEP_ITEMS - 1:
             yield None
