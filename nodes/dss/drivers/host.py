@@ -18,10 +18,9 @@ from typing import Any, Final
 import msgspec
 
 from dss.base import limits
-from dss.base.errors import ConfigProblem, NoQuorum, StorageFailed, Unavailable
+from dss.base.errors import ConfigProblem, StorageFailed, Unavailable
 from dss.base.levels import FEATURE_LEVEL
 from dss.core.machine import Machine
-from dss.core.raft import effects as fx
 from dss.core.raft.messages import Configuration, RaftMessage, VoteRequest
 from dss.core.raft.settings import RaftSettings
 from dss.drivers import levels
@@ -29,11 +28,11 @@ from dss.drivers.calls import CallSink
 from dss.drivers.engine import Engine
 from dss.drivers.forwarding import Forwarder
 from dss.drivers.group import Flight
+from dss.drivers.group_views import GroupViews
 from dss.drivers.handover import HandOver
 from dss.drivers.ports import Sink
 from dss.drivers.split_vote import SplitVote
 from dss.drivers.sync_policy import SyncPolicy
-from dss.drivers.waits import Place
 from dss.observe.logs import event
 from dss.observe.metrics import Histogram
 from dss.storage.snapshots import SnapshotStore
@@ -50,7 +49,7 @@ GATHER_TURNS: Final = 3
 RECLAIM_EVERY_S: Final = 5.0
 
 
-class Host:
+class Host(GroupViews):
     """All Raft groups of this process, on the running loop.
 
     Args:
@@ -368,60 +367,6 @@ class Host:
         self.submit(group, (rid,), item, (command,), self._calls)
         return future
 
-    async def read(self, group: int) -> None:
-        if self._stopped:
-            raise Unavailable(f"{self.node_id} stops", retry_after_ms=self.settings.election_max_ms)
-        if not self.is_leader(group):
-            raise self.no_quorum(group)
-        future: asyncio.Future[bool] = self.loop.create_future()
-
-        def done(leader: str | None, ok: bool) -> None:
-            if not future.done():
-                future.set_result(ok)
-
-        self.engine.read(group, done)
-        try:
-            async with asyncio.timeout(2 * self.settings.election_max_ms / 1000):
-                ok = await future
-        except TimeoutError:
-            ok = False
-        if not ok:
-            raise self.no_quorum(group)
-
-    def no_quorum(self, group: int) -> NoQuorum:
-        """The error for a request that needs a leader which is not here or not known."""
-        leader = self.leader_of(group)
-        if leader is None or leader == self.node_id:
-            reason = f"no leader with a quorum is known for group {group}"
-        elif self.links.peer(leader) is None:
-            reason = f"{leader} led group {group} when last heard, and cannot be reached"
-        elif not self.forwarder.hears(leader):
-            reason = f"{leader} leads group {group}, and does not hear this node"
-        else:
-            reason = f"{leader} is said to lead group {group}, and does not take requests yet"
-        return NoQuorum(
-            f"{reason}; nothing was done",
-            retry_after_ms=self.settings.election_max_ms,
-            leader=leader,
-        )
-
-    def leader_of(self, group: int) -> str | None:
-        found = self.engine.groups.get(group)
-        return found.raft.leader if found is not None else None
-
-    def is_leader(self, group: int) -> bool:
-        found = self.engine.groups.get(group)
-        return found is not None and found.raft.role == "leader"
-
-    def machine(self, group: int) -> Any:
-        return self.engine.groups[group].machine
-
-    def log_ms(self, group: int) -> int:
-        found = self.engine.groups[group]
-        if found.raft.role == "leader":
-            return found.raft.log_ms(self.now_ms())
-        return found.applied_log_ms
-
     def create_group(self, group: int, configuration: Configuration, machine: Machine) -> None:
         self.engine.create_group(group, configuration, machine)
         self._arm()
@@ -431,47 +376,11 @@ class Host:
         self._arm()
         return opened
 
-    def has_recovered(self) -> dict[int, GroupState]:
-        return self.engine.recovered
-
-    def transfer(self, group: int, target: str | None) -> None:
-        """Hand the leadership of `group` to `target` (None: the most caught-up voter)."""
-        if not self.is_leader(group):
-            raise self.no_quorum(group)
-        self.engine.event(group, fx.Transfer(target))
-
-    def backoff(self, group: int, wait_ms: int) -> bool:
-        """Ask this node's member of `group` not to campaign for `wait_ms`; False: it would not
-        anyway, since it follows a live leader, leads, or has no vote."""
-        if not self.engine.groups[group].raft.stands_for_election:
-            return False
-        self.engine.event(group, fx.Backoff(wait_ms))
-        return True
-
-    def adopt_wait(self, group: int, place: Place, sink: Sink, request_id: int) -> None:
-        """A request that this node forwarded waits at `place`: answer it when that wait ends."""
-        self.engine.groups[group].waits.adopt(place, sink, request_id)
-
-    def claim_wait(self, group: int, place: Place) -> bool:
-        """The leader answers an adopted wait. False: it was answered here already."""
-        return self.engine.groups[group].waits.claim(place)
-
-    def waits_here(self, group: int) -> list[Place]:
-        found = self.engine.groups.get(group)
-        return found.waits.here() if found is not None else []
-
     def on_role(self, listener: Callable[[int, str, int, str | None], None]) -> None:
         self._role_listeners.append(listener)
 
     def on_applied(self, group: int, listener: Callable[[], None]) -> None:
         self._applied_listeners.setdefault(group, []).append(listener)
-
-    def group_status(self) -> list[dict[str, Any]]:
-        return [
-            group.raft.status()
-            | {"applied_log_ms": group.applied_log_ms, "feature_level": group.machine.level}
-            for _, group in sorted(self.engine.groups.items())
-        ]
 
     async def durable(self) -> None:
         """Return once everything written to the WAL so far is synced."""
@@ -483,8 +392,3 @@ class Host:
             if self._stopped:
                 raise Unavailable(f"{self.node_id} stops")
             await asyncio.sleep(0.001)  # cycles run by themselves; rare, so no event for it
-
-    def caught_up(self, group: int) -> bool:
-        """Has this node applied what a leader had committed when it was first heard?"""
-        found = self.engine.groups[group]
-        return found.applied_index >= (found.commit_heard or 0)
