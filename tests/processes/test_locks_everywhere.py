@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -103,12 +104,24 @@ def test_waits_at_every_node_over_a_killed_leader__those_of_the_others_notice_no
     assert tokens == sorted(set(tokens))
 
 
+def event_stream(url: str, query: str = "") -> Any:
+    """Its answer; a node that has just been started may not know the leader yet."""
+
+    def opened() -> Any:
+        try:
+            return urllib.request.urlopen(f"{url}/v1/locks:events?{query}", timeout=20)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            return None
+
+    return until(opened, "an event stream opens")
+
+
 def events(url: str, prefix: str, since: int, count: int) -> list[dict[str, Any]]:
     """The next `count` events after `since`, as this node tells them."""
     found: list[dict[str, Any]] = []
-    with urllib.request.urlopen(
-        f"{url}/v1/locks:events?prefix={prefix}&since={since}", timeout=20
-    ) as stream:
+    with event_stream(url, f"prefix={prefix}&since={since}") as stream:
         while len(found) < count:
             line = stream.readline()
             assert line, "the stream has ended"
@@ -119,7 +132,7 @@ def events(url: str, prefix: str, since: int, count: int) -> list[dict[str, Any]
 
 def newest(url: str) -> int:
     """The number from which a new event stream goes on."""
-    with urllib.request.urlopen(f"{url}/v1/locks:events", timeout=20) as stream:
+    with event_stream(url) as stream:
         while not (line := stream.readline()).startswith(b"id: "):
             assert line, "the stream has ended"
         return int(line[4:])
