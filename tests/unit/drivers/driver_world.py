@@ -19,7 +19,7 @@ from dss.transport.handshake import Identity
 from dss.transport.links import Links
 
 GROUP = 1
-SETTINGS = RaftSettings(heartbeat_ms=20, election_min_ms=100, election_max_ms=300)
+SETTINGS = RaftSettings(heartbeat_ms=20, election_min_ms=100, election_max_ms=300, lazy_ms=5)
 _boots = count(1)
 
 
