@@ -1,6 +1,7 @@
 """The lock routes and the stream on a real aiohttp server, over a fake consensus."""
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from hashlib import sha256
 
@@ -76,9 +77,13 @@ async def until(condition):
         await asyncio.sleep(0.005)
 
 
-async def handshake(http):
+async def handshake(http, receive_bytes=None):
     """A WebSocket by hand, for what a well-behaved client does not do."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", http._base_url.port, limit=1_024)
+    plug = socket.socket()
+    if receive_bytes is not None:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    plug.connect(("127.0.0.1", http._base_url.port))
+    reader, writer = await asyncio.open_connection(sock=plug, limit=1_024)
     writer.write(
         b"GET /v1/locks:stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"

@@ -12,6 +12,7 @@ from test_lock_http import (
     acquire,
     answers,
     create,
+    handshake,
     pack,
     post,
     scenario,
@@ -20,6 +21,9 @@ from test_lock_http import (
     until,
 )
 
+from dss.api import stream
+from dss.api.stream import StreamConnection
+from dss.base.websocket import BINARY, WebSocketEnd, frame
 from dss.core.locks.commands import Acquire, FollowEvents, SessionCreate, UnfollowEvents
 from dss.core.locks.machine import LockMachine
 from dss.drivers import lock_subscriptions as module
@@ -296,3 +300,35 @@ def test_stream_ends__nothing_is_kept_of_its_subscriptions():
         assert [len(body["events"]) for body in other.pushed] == [1]
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_client_that_reads_nothing__is_cut_off_with_little_kept_for_it(monkeypatch):
+    monkeypatch.setattr("dss.api.stream.STREAM_HEARTBEAT_S", 0.4)
+    unread = []
+
+    def noting(connection):
+        unread.append(WebSocketEnd.unsent_bytes.fget(connection._end))
+        return unread[-1]
+
+    monkeypatch.setattr(StreamConnection, "unread_bytes", property(noting))
+
+    @scenario
+    async def run(consensus, http, app):
+        # Twice 10,000 events of over 400 bytes: more than a socket takes whose reader takes little.
+        for number in (1, 2):
+            names = [f"{number}-{each}{'x' * 240}" for each in range(10_000)]
+            locks = [Acquire(sid(number), name) for name in names]
+            consensus.lock_machine.apply(
+                number, 0, [SessionCreate(10_000, "", sid(number)), *locks]
+            )
+        _, writer = await handshake(http, receive_bytes=4_096)
+        writer.transport.pause_reading()
+        payload = pack([[1, "events", {"since": 0}]])
+        writer.write(frame(BINARY, payload, b"\0\0\0\0"))
+        await until(lambda: unread and unread[-1] > module.STREAM_EVENTS_UNREAD_BYTES)
+        [connection] = [each for each in stream._connections if each.app is app]
+        await connection._end.over
+        writer.close()
+        assert max(unread) < 2 * module.STREAM_EVENTS_UNREAD_BYTES
+
+    run()
