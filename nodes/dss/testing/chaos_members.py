@@ -110,7 +110,12 @@ class MemberChanges:
         def done(code: str) -> None:
             self.chaos.counts[f"change_{code or 'done'}"] += 1
 
-        leader.guard(lambda: engine.change_members(gid, member, remove=remove, done=done))
+        supports = self.sim.nodes[member.node_id].supports
+        leader.guard(
+            lambda: engine.change_members(
+                gid, member, remove=remove, done=done, feature_level=supports
+            )
+        )
 
     def _let_in(self, node: SimNode, gid: int) -> bool:
         """One step on its way into a group; True: it votes there, and that is committed."""

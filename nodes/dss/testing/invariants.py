@@ -5,12 +5,16 @@
 * Log matching and state machine safety: two nodes never disagree on a committed index.
 * Leader completeness: a new leader's log holds everything that was ever committed.
 * Terms never go back.
+* A machine's feature level is that of the last committed level entry which it has applied.
 
 What must not live here: what the commands mean (the workloads' own checks).
 """
 
 from __future__ import annotations
 
+from dss.base.levels import BASE_LEVEL
+from dss.core.raft.membership import level_in
+from dss.core.raft.messages import LEVEL
 from dss.core.raft.raft import Raft
 
 COMPLETENESS_LOOKS_BACK = 200
@@ -31,6 +35,8 @@ class Invariants:
         self._seen: dict[str, int] = {}
         """node -> how far its commits were compared in this life"""
         self._terms: dict[str, int] = {}
+        self._levels: dict[int, int] = {}
+        """index -> level of the level entry that some node saw committed there"""
         self.checks = 0
 
     def founding(self, node: str) -> None:
@@ -96,3 +102,16 @@ class Invariants:
             )
             self._top = max(self._top, index)
         self._seen[node] = max(seen, raft.commit_index)
+
+    def levelled(self, node: str, raft: Raft, applied_index: int, level: int) -> None:
+        """After every cycle, behind `stepped`: at which level its machine is now."""
+        if raft.membership.configuration.feature_level not in (BASE_LEVEL, *self._levels.values()):
+            log = raft.log
+            for entry in log.slice(log.base_index + 1, raft.commit_index):
+                if entry.kind == LEVEL:
+                    self._levels[entry.index] = level_in(entry)
+        raised = [each for index, each in self._levels.items() if index <= applied_index]
+        expected = max(raised, default=BASE_LEVEL)
+        assert level == expected, (
+            f"the machine of {node} at {applied_index} is at level {level}, the log at {expected}"
+        )

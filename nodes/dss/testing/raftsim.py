@@ -20,6 +20,7 @@ from dss.testing.observed import Observed, ObservedInPieces, Witness
 from dss.testing.plan import Plan
 from dss.testing.simnode import SimNode, incarnation_of
 from dss.testing.tallyload import TallyWorkload
+from dss.testing.upgrades import Upgrades
 from dss.testing.workload import Workload
 from dss.testing.world import Net, World
 
@@ -51,6 +52,7 @@ class Simulation:
             self._add_newcomer(f"n{self.plan.nodes + 1}")
         self.elections = self.snapshots_taken = self.snapshots_installed = 0
         self.chaos = Chaos(self)
+        self.upgrades = Upgrades(self)
 
     def _add_newcomer(self, name: str) -> None:
         """A node that founds nothing, and is let in while all goes on."""
@@ -93,12 +95,14 @@ class Simulation:
                 self.note_end_of(node.engine)
 
     def _run(self) -> None:
+        self.upgrades.start()
         for node in self.nodes.values():
             node.guard(node.start)
         for workload in self.workloads.values():
             workload.start()
         self.chaos.start()
         self.world.run_until(self.seconds * 1000)
+        self.upgrades.end()
         self.chaos.end()
         for workload in self.workloads.values():
             workload.stop()
@@ -146,6 +150,10 @@ class Simulation:
 
     def _quiet(self) -> bool:
         everybody = len(self.members()) == len(self.nodes)
+        for gid in self.workloads:
+            for node in self.members():
+                if not node.alive or node.machine(gid).level != self.upgrades.level:
+                    return False
         return everybody and all(each.quiet() for each in self.workloads.values())
 
     def _settled(self) -> bool:
@@ -166,6 +174,8 @@ class Simulation:
         """Everybody up, one leader, equal states, and what the workloads promise."""
         for gid, workload in self.workloads.items():
             machines = {node.node_id: node.machine(gid) for node in self.members()}
+            levels = [machine.level for machine in machines.values()]
+            assert levels == [self.upgrades.level] * len(levels), f"levels at the end: {levels}"
             states = {name: machine.snapshot() for name, machine in machines.items()}
             first = next(iter(states.values()))
             for name, state in states.items():

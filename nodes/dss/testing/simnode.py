@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dss.base.errors import CorruptData, StorageFailed
+from dss.base.levels import FEATURE_LEVEL
 from dss.core.machine import Machine
 from dss.core.raft.messages import Configuration, RaftMessage, VoteResponse
 from dss.core.raft.raft import Raft
@@ -44,6 +45,7 @@ class SimNode:
         leaving: it runs, and is being removed from its groups.
         joins_ms: a node that founded nothing is let in from then on.
         stall_ms: every sync takes so much longer now.
+        supports: the feature level of its release, from its next start on (upgrades.py).
     """
 
     def __init__(self, sim: Simulation, node_id: str) -> None:
@@ -63,6 +65,7 @@ class SimNode:
         self.leaving = False
         self.joins_ms = 0.0
         self.stall_ms = 0.0
+        self.supports = FEATURE_LEVEL
         self.life = 0
         self.engine: Engine | None = None
         self._held: list[Callable[[], None]] = []
@@ -164,6 +167,7 @@ class SimNode:
             rng=lambda gid: random.Random(self.rng.getrandbits(64)),
             hooks=self,
             snapshot_every_entries=plan.snapshot_every_entries,
+            feature_level=self.supports,
         )
         self.engine.snapshotting.chunk_bytes = plan.chunk_bytes
         self.engine.snapshotting.inline_rows = plan.inline_rows
@@ -206,6 +210,8 @@ class SimNode:
         self.wipes += 1
         self._incarnation = incarnation_of(self.node_id, self.wipes)
         self.lost, self.absent, self.leaving = False, True, False
+        if self.sim.world.now:
+            self.sim.upgrades.replaced(self)
         self.wal_files = SimFiles(self.rng)
         self.snapshot_files = SimFiles(self.rng)
 
@@ -285,6 +291,9 @@ class SimNode:
         engine.finish()
         for gid, group in engine.groups.items():
             self.sim.invariants[gid].stepped(self.incarnation, group.raft)
+            self.sim.invariants[gid].levelled(
+                self.incarnation, group.raft, group.applied_index, group.machine.level
+            )
         if self.rng.random() < RECLAIM_CHANCE:
             engine.wal.prepare()
             engine.reclaim()

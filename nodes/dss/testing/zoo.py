@@ -1,9 +1,9 @@
 """Planted bugs: what the simulation must find, or its green runs mean nothing.
 
 Each is a context manager that breaks the real code while it is open: those of consensus and storage
-here, those of the locks in zoo_locks.py and zoo_modes.py. `tests/sim/test_raftsim.py` replays the
-recorded seed of each; `make zoo` searches anew. What must not live here: anything that production
-imports.
+here, those of feature levels in zoo_levels.py, of the locks in zoo_locks.py and zoo_modes.py.
+`tests/sim/test_raftsim.py` replays the recorded seed of each; `make zoo` searches anew. What must
+not live here: anything that production imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dss.storage.durable import START, DurableMark
 from dss.storage.files import Files
 from dss.storage.recovery import Recovered, recover
 from dss.storage.wal import Wal
-from dss.testing import zoo_locks, zoo_modes
+from dss.testing import zoo_levels, zoo_locks, zoo_modes
 from dss.testing.raftsim import Simulation
 from dss.testing.simnode import SimNode
 from dss.testing.tally import Tally
@@ -236,6 +236,7 @@ ZOO: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         wiped_voter_votes_again,
         applies_while_a_snapshot_is_cut,
         torn_tail_drops_what_was_durable,
+        *zoo_levels.BUGS,
         *zoo_locks.BUGS,
         *zoo_modes.BUGS,
     )

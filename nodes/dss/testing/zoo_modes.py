@@ -87,7 +87,7 @@ def priority_without_ageing() -> Iterator[None]:
         return since_ms - priority * 10**12
 
     with (
-        mock.patch("dss.core.locks.state.rank", broken),
+        mock.patch("dss.core.locks.places.rank", broken),
         mock.patch("dss.core.locks.lines.rank", broken),
     ):
         yield
