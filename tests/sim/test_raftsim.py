@@ -34,6 +34,7 @@ RECORDED = {
     "priority_without_ageing": 60,
     "quorum_raises_the_level": 9,
     "readers_pass_a_waiting_writer": 7,
+    "repeat_takes_the_answer_alone": 48,
     "semaphore_off_by_one": 3,
     "snapshot_loses_the_last_command": 10,
     "stale_read": 53,

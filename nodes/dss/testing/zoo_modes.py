@@ -19,7 +19,7 @@ from dss.core.locks.machine import LockMachine
 from dss.core.locks.once import LockOnce
 from dss.core.locks.places import Waiter
 from dss.core.locks.state import Lock, LockState, Session, joins
-from dss.core.machine import Result
+from dss.core.machine import Result, Wake
 
 
 @contextlib.contextmanager
@@ -222,6 +222,17 @@ def broken_lock_passes_to_nobody() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def repeat_takes_the_answer_alone() -> Iterator[None]:
+    """Of several questions of one request that wait, only the newest is answered."""
+
+    def broken(self: LockLines, waiter: Waiter, result: Result) -> None:
+        self._wakes.append(Wake(waiter.index, waiter.position, *result))
+
+    with mock.patch.object(LockLines, "_tell", broken):
+        yield
+
+
 BUGS: Final[tuple[Callable[[], contextlib.AbstractContextManager[None]], ...]] = (
     semaphore_off_by_one,
     upgrade_beside_another_reader,
@@ -238,4 +249,5 @@ BUGS: Final[tuple[Callable[[], contextlib.AbstractContextManager[None]], ...]] =
     oldest_is_the_victim,
     one_release_is_enough,
     broken_lock_passes_to_nobody,
+    repeat_takes_the_answer_alone,
 )
