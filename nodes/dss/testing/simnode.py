@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dss.base.errors import CorruptData, StorageFailed
+from dss.base.errors import ConfigProblem, CorruptData, StorageFailed
 from dss.base.levels import FEATURE_LEVEL
 from dss.core.machine import Machine
 from dss.core.raft.messages import Configuration, RaftMessage, VoteResponse
@@ -255,6 +255,10 @@ class SimNode:
             action()
         except SimCrash:
             self.sim.chaos.died(self)
+        except ConfigProblem:
+            if self.sim.upgrades.lists(self):
+                raise  # no member is ever given what it does not support
+            self.sim.upgrades.stopped(self)
         except CorruptData:
             self.sim.chaos.damaged(self)
         except (OSError, StorageFailed):

@@ -31,6 +31,7 @@ class Upgrades:
         self._sim = sim
         self._rng = sim.world.rng("levels")
         self.story = self._rng.choice([OLD, NEW, ROLLING, ROLLING])
+        self._stopped: dict[str, None] = {}
 
     @property
     def level(self) -> int:
@@ -60,6 +61,23 @@ class Upgrades:
         at_ms = self._rng.uniform(1_000.0, 10_000.0)
         self._sim.world.after(at_ms, partial(self._upgrade, node))
 
+    def lists(self, node: SimNode) -> bool:
+        """Whether some group has this node, with the disk that it has now."""
+        member = Member(node.node_id, node.incarnation)
+        for gid in self._sim.workloads:
+            rafts = [raft for each in self._sim.nodes.values() if (raft := each.raft(gid))]
+            newest = max(rafts, key=lambda raft: raft.commit_index)
+            if newest.membership.members.get(node.node_id) == member:
+                return True
+        return False
+
+    def stopped(self, node: SimNode) -> None:
+        """A new disk and an old release under a listed id: it was sent a raised log, and ended with
+        78. It comes back when it is upgraded. (A real one gets no log before it is let in.)"""
+        self._sim.chaos.counts["stopped_by_a_level"] += 1
+        self._stopped[node.node_id] = None
+        node.crash(power=False)
+
     def _upgrade(self, node: SimNode) -> None:
         if node.supports == FEATURE_LEVEL:
             return
@@ -67,6 +85,9 @@ class Upgrades:
         self._sim.chaos.counts["upgraded"] += 1
         self._sim.world.trace(node.node_id, "upgraded")
         self._sim.chaos.died(node, power=False)
+        if node.node_id in self._stopped:
+            del self._stopped[node.node_id]
+            self._sim.chaos.restart(node)
 
     def _look(self) -> None:
         sim = self._sim
