@@ -15,7 +15,7 @@ from typing import Any, Final
 from dss.base.errors import DssError
 from dss.base.ids import LOCK_GROUP
 from dss.base.limits import GONE_CLIENT_MS
-from dss.core.locks.commands import Acquire, AcquireMany, Cancel, Downgrade, Release, Upgrade
+from dss.core.locks.commands import Acquire, AcquireMany, Cancel, Release, Upgrade
 from dss.core.machine import Result
 from dss.drivers.ports import Consensus
 
@@ -110,13 +110,16 @@ class GoneClients:
                     break
 
 
-def undoing(command: Waiting, body: Any) -> list[Release | Downgrade]:
-    """What takes a grant back. The same holder may have asked again meanwhile: that one stays."""
+def undoing(command: Waiting, body: Any) -> list[Release]:
+    """What takes a grant back. The same holder may have asked again meanwhile: that one stays.
+
+    Nothing takes back a grant that has to be confirmed (it passes on by itself, and its client may
+    have confirmed it on another connection), or an upgrade: who came back may rely on it by now,
+    which no count of the hold would tell.
+    """
     session, owner = command.session, command.owner
     if isinstance(command, AcquireMany):
         return [Release(session, one["name"], one["token"], owner) for one in body["locks"]]
-    token = body["token"]
-    if isinstance(command, Acquire):
-        return [Release(session, command.name, token, owner)]
-    # An upgrade of what was exclusive already has changed nothing.
-    return [Downgrade(session, command.name, token, owner)] if token != command.token else []
+    if isinstance(command, Upgrade) or command.confirm_ms:
+        return []
+    return [Release(session, command.name, body["token"], owner)]
