@@ -129,7 +129,7 @@ def swap_state(machine: Any, fresh: Any, fields: Sequence[str]) -> None:
         setattr(fresh, field, old)
 
 
-_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what was asked for."""
 
 
@@ -184,7 +184,7 @@ class CommandCodec:
         """
         try:
             return self._items.decode(payload)
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise Invalid(f"a message must be [[request_id, op, args], …]: {error}") from error
 
     def decode_args(self, op: str, args: bytes | msgspec.Raw) -> Any:
@@ -198,7 +198,7 @@ class CommandCodec:
             raise Invalid(f"unknown op {op!r}; known: {', '.join(sorted(self._decoders))}")
         try:
             return decoder.decode(args)
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise Invalid(f"{op}: {error}") from error
 
     def decode(self, payload: bytes) -> list[Any]:

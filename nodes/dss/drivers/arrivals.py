@@ -60,9 +60,7 @@ class Arrivals:
         """Whether the core shall not hear of this piece (now)."""
         arriving = group.arriving
         if arriving is not None:
-            if arriving.cycle in (None, self._engine.cycles):
-                return True  # whoever sent it repeats it
-            self._drop(group, arriving)  # the core did not want it
+            return True  # whoever sent it repeats it
         raft = group.raft
         if (
             not is_last(chunk)
@@ -76,6 +74,13 @@ class Arrivals:
             return False  # the core asks for what is missing
         self._make_ready(group, receiver, Arriving(peer, chunk))
         return True
+
+    def end_unwanted(self, group: Group) -> None:
+        """After a step of the core: what it was told of and did not install, it does not want."""
+        arriving = group.arriving
+        if arriving is not None and arriving.cycle is not None:
+            assert arriving.cycle < self._engine.cycles
+            self._drop(group, arriving)
 
     def receiver(self, group: Group, chunk: SnapshotChunk) -> SnapshotReceiver:
         """Of the snapshot that `chunk` is a piece of; another one's is thrown away."""

@@ -336,6 +336,8 @@ class Engine:
             if group.pending:
                 self._take_pending(group, events)
             self._carry_out(group, group.raft.step(events, now_ms), now_ms)
+            if group.arriving is not None:
+                self.snapshotting.end_unwanted(group)
         self.hooks.flush()  # before the write: followers begin with theirs meanwhile
         if self.unsynced:
             self.wal.write()
@@ -397,7 +399,7 @@ class Engine:
                 self.after_sync.append((effect.peer, effect.message))
             elif isinstance(effect, fx.Append):
                 entries = effect.entries
-                if group.flights and group.raft.role != "leader":
+                if (group.flights or group.changes) and group.raft.role != "leader":
                     self.applying.lose_from(group, entries[0].index)
                 self.wal.append(group.gid, entries)
                 self.unsynced = True

@@ -337,8 +337,12 @@ class Host(GroupViews):
         return self._stopped
 
     def _received(self, peer: Peer, messages: list[RaftMessage]) -> None:
-        if not self._stopped:
+        if self._stopped:
+            return
+        try:
             self.engine.receive(peer.node_id, peer.incarnation, messages)
+        except Exception as error:  # a full disk, when a snapshot begins to arrive
+            self._broken(error)
 
     # --- ports.Consensus ----------------------------------------------------------------
 

@@ -217,6 +217,10 @@ class Snapshotting:
             ),
         )
 
+    def end_unwanted(self, group: Group) -> None:
+        """See Arrivals.end_unwanted."""
+        self._arrivals.end_unwanted(group)
+
     def keeps_back(self, group: Group, peer: str, chunk: SnapshotChunk) -> bool:
         """See Arrivals.keeps_back."""
         return self._arrivals.keeps_back(group, peer, chunk)
@@ -229,6 +233,8 @@ class Snapshotting:
         if self._arrivals.is_ready(group, chunk):
             group.install = chunk
             return
+        if group.arriving is not None:
+            return  # a thread has the file open that another piece would begin anew
         receiver = self._arrivals.receiver(group, chunk)
         if chunk.offset == receiver.received and not is_last(chunk):
             receiver.write_chunk(chunk.offset, chunk.data)

@@ -13,6 +13,7 @@ import msgspec
 
 from dss.base import limits
 from dss.base.errors import Indeterminate, RemoteError, Unavailable
+from dss.core.machine import UNREADABLE
 from dss.transport.wire import Return
 
 
@@ -63,7 +64,7 @@ class Calls:
         if message.status == 200:
             future.set_result(message.body)
             return
-        with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(*UNREADABLE):
             body = msgspec.msgpack.decode(message.body, type=dict[str, Any])
             future.set_exception(RemoteError(message.status, body))
             return

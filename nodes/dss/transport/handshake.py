@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from dss.base.levels import BASE_LEVEL
+from dss.core.machine import UNREADABLE
 
 MAGIC: Final = "dss-peer/1"
 NONCE_BYTES: Final = 32
@@ -101,7 +102,7 @@ class Identity(msgspec.Struct, frozen=True):
 def decode(data: bytes) -> HandshakeMessage:
     try:
         message: HandshakeMessage = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise HandshakeRefused(f"not a DSS peer: {error}") from error
     return message
 

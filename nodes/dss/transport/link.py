@@ -17,6 +17,7 @@ import msgspec
 
 from dss.base import limits
 from dss.base.levels import BASE_LEVEL
+from dss.core.machine import UNREADABLE
 from dss.transport.handshake import (
     HANDSHAKE_BYTES_MAX,
     Acceptor,
@@ -193,7 +194,7 @@ class Link(asyncio.Protocol):
     def _frame(self, body: memoryview) -> None:
         try:
             messages = _frames.decode(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             self.close(f"undecodable frame: {error}")
             return
         self.links.received(self, messages)

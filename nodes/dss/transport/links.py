@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from dss.base.errors import DssError, Unavailable
+from dss.core.machine import UNREADABLE
 from dss.core.raft.messages import RaftMessage
 from dss.observe.logs import unexpected
 from dss.topology.nodes import NodeSpec
@@ -284,7 +285,7 @@ class Links:
     def _guard(self, handler: Callable[[Peer, bytes], None], peer: Peer, message: Cast) -> None:
         try:
             handler(peer, message.body)
-        except (DssError, msgspec.MsgspecError) as error:
+        except (DssError, *UNREADABLE) as error:
             log.warning("cast %s from %s: %s", message.method, peer.node_id, error)
         except Exception as error:  # one bad message must not break the link for all groups
             unexpected(log, f"cast {message.method} from {peer.node_id}", error)
@@ -304,7 +305,7 @@ class Links:
             handler(peer, call.body, reply)
         except DssError as error:
             reply(error.status, _encode(error.body()))
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             body = {"code": "invalid", "message": f"{call.method}: {error}"}
             reply(422, _encode(body))
         except Exception as error:

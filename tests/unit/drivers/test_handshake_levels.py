@@ -88,3 +88,9 @@ def test_level_changed_on_the_way__is_refused(side):
         welcome = encode([*msgspec.msgpack.decode(welcome)[:-1], 9])
     with pytest.raises(HandshakeRefused, match="CLUSTER_SECRET"):
         dialer.welcomed(welcome)
+
+
+@pytest.mark.parametrize("data", [b"\x92\x04\xa2\xff\xfe", b"\x91" * 3_000])
+def test_bytes_that_no_peer_sends__are_refused_as_such(data):
+    with pytest.raises(HandshakeRefused, match="not a DSS peer"):
+        handshake.decode(data)

@@ -9,7 +9,7 @@ import pytest
 from driver_world import GROUP, SETTINGS, Sink, trio, until
 
 from dss.base.errors import DssError, NoQuorum
-from dss.core.raft.messages import Configuration, Member
+from dss.core.raft.messages import Configuration, Member, SnapshotChunk
 from dss.storage.wal import Wal
 from dss.testing.disk import SimFiles, _Inode
 from dss.testing.tally import Add, Tally
@@ -127,6 +127,25 @@ def test_fsync_error__the_node_stops_and_nobody_waits():
         assert (await leader.host.call(GROUP, Add(3)))[0] == 503
         others = [m for m in world.members.values() if m is not leader]
         await until(lambda: any(m.host.is_leader(GROUP) for m in others))
+
+    run(scenario)
+
+
+def test_no_room_for_a_snapshot_that_begins_to_arrive__the_node_stops():
+    async def scenario(world):
+        leader = world.leader
+        follower = next(m for m in world.members.values() if m is not leader)
+
+        def full(*of):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        follower.host.engine.snapshotting.keeps_back = full
+        term = leader.host.engine.groups[GROUP].raft.term
+        chunk = SnapshotChunk(GROUP, term, 9, 1, 5, Configuration(()), 1, 0, b"x")
+        leader.links.send(follower.name, chunk)
+        leader.links.flush()
+        await until(lambda: follower.reasons)
+        assert "No space left on device" in follower.reasons[0]
 
     run(scenario)
 

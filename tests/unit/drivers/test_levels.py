@@ -12,7 +12,8 @@ from lock_world import run, serves
 from dss.base.errors import ConfigProblem, DssError
 from dss.base.ids import LOCK_GROUP
 from dss.base.levels import FEATURE_LEVEL
-from dss.core.machine import CommandCodec
+from dss.core.locks.commands import KEYED_CODEC, LOG_CODEC, Keyed, Release, SessionCreate
+from dss.core.machine import CommandCodec, join_items
 from dss.core.raft import messages as msg
 from dss.core.raft.membership import encode_level
 from dss.core.raft.messages import Configuration, Entry, Member
@@ -268,6 +269,18 @@ def test_codec__knows_what_a_command_needs():
     assert CommandCodec({"add": Add}).newest_level == 1
     needs = [CODEC.level_of(each) for each in (Add(1), Fresh(1), Grown(1), Grown(1, fair=True))]
     assert needs == [1, 2, 1, 3]
+
+
+def test_keyed_command__needs_the_level_of_what_it_carries(monkeypatch):
+    needs = {Release: 7}
+    monkeypatch.setattr(
+        CommandCodec, "level_of", lambda codec, command: needs.get(type(command), 1)
+    )
+    release = Release("0" * 32, "a", 1)
+    [(_, op, args)] = KEYED_CODEC.split(join_items(1, [KEYED_CODEC.encode_item(0, release)]))
+    assert LOG_CODEC.level_of(Keyed("k", b"d", op, args)) == 7
+    assert LOG_CODEC.level_of(release) == 7
+    assert LOG_CODEC.level_of(SessionCreate(ttl_ms=1_000)) == 1
 
 
 class RaisedGroup:

@@ -372,11 +372,36 @@ def test_ready_snapshot_is_not_wanted_any_more__the_next_one_is_taken() -> None:
     loop.beside()
     loop.run()
     assert loop.group.applied_index == 0
+    assert loop.group.arriving is None, "what was made ready is not kept"
     loop.engine.receive("b", "inc", [SnapshotChunk(GROUP, 2, 12, 2, 5, TWO, len(data), 0, data)])
     loop.beside(-1)
     loop.run()
     assert loop.group.applied_index == 12
     assert loop.store.meta(GROUP, 12) is not None
+
+
+def test_repeated_piece_is_stepped_while_a_thread_has_the_file__it_does_not_begin_anew() -> None:
+    loop = Loop(TWO)
+    leader = LockMachine()
+    leader.apply(1, 1, [SessionCreate(session=f"s{at}", name="", ttl_ms=1_000) for at in range(8)])
+    data = leader.snapshot()
+    third = len(data) // 3
+    first, second, last = [
+        SnapshotChunk(GROUP, 1, 9, 1, 5, TWO, len(data), at, data[at:end])
+        for at, end in ((0, third), (third, 2 * third), (2 * third, len(data)))
+    ]
+    for chunk in (first, second):
+        loop.engine.receive("b", "inc", [chunk])
+        loop.run()
+    # The leader repeats the second, hears that it had come, and sends the last: in one cycle here.
+    loop.engine.receive("b", "inc", [second, last])
+    loop.sent.clear()
+    loop.run()
+    assert not any(isinstance(m, msg.SnapshotResponse) for m in loop.sent)
+    loop.beside()
+    loop.run()
+    assert loop.group.applied_index == 9
+    assert loop.machine.snapshot() == data
 
 
 def test_last_piece_without_those_before_it__is_asked_for_from_the_start() -> None:

@@ -337,12 +337,24 @@ _INTERNAL: Final[dict[str, type[msgspec.Struct]]] = {
     "withdraw": Withdraw,
 }
 
-LOG_CODEC: Final = CommandCodec(_WRITES | _INTERNAL)
-"""What may stand in the log."""
 CLIENT_CODEC: Final = CommandCodec(_WRITES | _READS | _LOCAL)
 """What a client may send on a stream; only writes reach the log."""
 KEYED_CODEC: Final = CommandCodec(_WRITES | {"break": Break})
 """What an HTTP request with an Idempotency-Key may carry."""
+
+
+class LogCodec(CommandCodec):
+    """A keyed command needs the level of what it carries."""
+
+    def level_of(self, command: msgspec.Struct) -> int:
+        own = super().level_of(command)
+        if not isinstance(command, Keyed):
+            return own
+        return max(own, KEYED_CODEC.level_of(KEYED_CODEC.decode_args(command.op, command.args)))
+
+
+LOG_CODEC: Final = LogCodec(_WRITES | _INTERNAL)
+"""What may stand in the log."""
 READ_OPS: Final = frozenset(_READS)
 """Answered by the leader's machine after a ReadIndex round."""
 LOCAL_OPS: Final = frozenset(_LOCAL)
