@@ -76,6 +76,7 @@ class WebSocketEnd:
         "_needed",
         "_parts",
         "_peer_masks",
+        "_pinged_s",
         "_received",
         "_timer",
         "_transport",
@@ -112,7 +113,7 @@ class WebSocketEnd:
         self._deaf = False
         """Nothing is read any more: it is over, or no frame can be made out."""
         self._loop = loop = asyncio.get_running_loop()
-        self._heard_s = loop.time()
+        self._heard_s = self._pinged_s = loop.time()
         self._timer: asyncio.TimerHandle | None = loop.call_later(heartbeat_s, self._beat)
         self.over: asyncio.Future[int] = loop.create_future()
 
@@ -292,10 +293,12 @@ class WebSocketEnd:
         self._timer = self._loop.call_later(after_s, do)
 
     def _beat(self) -> None:
-        silent_s = self._loop.time() - self._heard_s
+        now_s = self._loop.time()
+        silent_s = now_s - self._heard_s
         if silent_s < self._heartbeat_s * 0.99:  # timers are not exact
             self._set_timer(self._heartbeat_s - silent_s, self._beat)
-        elif silent_s < self._heartbeat_s * 1.49:
+        elif self._pinged_s <= self._heard_s:  # no ping is out: this loop may have stood still
+            self._pinged_s = now_s
             self._write(PING, b"")
             if not self._deaf:
                 self._set_timer(self._heartbeat_s / 2, self._beat)

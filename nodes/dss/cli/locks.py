@@ -6,10 +6,14 @@ What must not live here: keeping a session alive.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from dss.base.errors import EXIT_USAGE
+from dss.base.handles import HANDLE_CHARS, looks_like_handle
 from dss.base.limits import LIST_ITEMS_MAX
 from dss.cli.connect import nodes, sdk
-from dss.cli.http import CliError, query, segment
+from dss.cli.http import CliError, Problem, query, segment
 from dss.cli.output import Output, duration
 from dss.cli.patience import patience
 from dss.cli.taking import Taking, end_session, open_session
@@ -21,7 +25,7 @@ def acquire(args: argparse.Namespace) -> int:
     session = args.session or open_session(client, args.ttl)
     try:
         ttl_s = None if args.session else args.ttl
-        with patience(args):
+        with patience(args), _whole_session(args):
             granted = Taking(client, args.name, session, args.shared, ttl_s).wait(args.wait)
     except CliError:
         if not args.session:
@@ -43,9 +47,27 @@ def acquire(args: argparse.Namespace) -> int:
 def release(args: argparse.Namespace) -> int:
     path = f"/v1/locks/{segment(args.name)}/release"
     body = {"session": args.session, "token": args.token}
-    result = nodes(args).ask("lock", "POST", path, body).json()
+    with _whole_session(args):
+        result = nodes(args).ask("lock", "POST", path, body).json()
     Output(args.json).show(result, f'lock "{args.name}" released')
     return 0
+
+
+@contextmanager
+def _whole_session(args: argparse.Namespace) -> Iterator[None]:
+    """A handle names no session: that one has not ended."""
+    try:
+        yield
+    except Problem as problem:
+        if problem.code != "session_expired" or not looks_like_handle(args.session or ""):
+            raise
+        raise CliError(
+            f"--session {args.session} is a handle, the first {HANDLE_CHARS} characters of a "
+            "session's id, and the whole id is needed: `dss lock acquire` printed it, and "
+            f"`dss lock show {args.name}` shows it to an admin token",
+            EXIT_USAGE,
+            problem.code,
+        ) from None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Final
 
 from dss.base.errors import Invalid
 from dss.base.limits import (
+    LABEL_CHARS_MAX,
     LOCKS_TOGETHER_MAX,
     NAME_BYTES_MAX,
     PRIORITY_MAX,
@@ -71,16 +72,40 @@ def check_wait(wait: float | None) -> float:
     return wait
 
 
-def check_priority(priority: int) -> None:
+def check_priority(priority: int) -> int:
+    """As an int: other kinds of numbers cannot be sent."""
     if not 0 <= _number("priority", priority) <= PRIORITY_MAX:
         raise Invalid(f"priority is 0 to {PRIORITY_MAX}, not {priority}")
+    return _whole("priority", priority)
 
 
-def check_permits(permits: int, limit: int) -> None:
+def check_permits(permits: int, limit: int) -> tuple[int, int]:
+    """Both as ints."""
     if not 1 <= _number("limit", limit) <= SEMAPHORE_PERMITS_MAX:
         raise Invalid(f"limit is 1 to {SEMAPHORE_PERMITS_MAX}, not {limit}")
     if not 1 <= _number("permits", permits) <= limit:
         raise Invalid(f"permits is 1 to the limit of {limit}, not {permits}")
+    return _whole("permits", permits), _whole("limit", limit)
+
+
+def check_owner(owner: str) -> str:
+    """Up to 128 characters; "": the handle is an owner of its own."""
+    if not isinstance(owner, str):
+        raise Invalid(f"owner is a str, not {type(owner).__name__}: {owner!r:.60}")
+    if len(owner) > LABEL_CHARS_MAX:
+        raise Invalid(f"owner has at most {LABEL_CHARS_MAX} characters, not {len(owner)}")
+    if not owner.isascii():
+        try:
+            owner.encode()
+        except UnicodeEncodeError:
+            raise Invalid(f"owner is text that UTF-8 can carry, not {owner!r:.60}") from None
+    return owner
+
+
+def _whole(what: str, value: float) -> int:
+    if value != int(value):
+        raise Invalid(f"{what} is a whole number, not {value}")
+    return int(value)
 
 
 def _number(what: str, value: float) -> float:

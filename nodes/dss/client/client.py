@@ -23,7 +23,14 @@ from dss.base.errors import DssError
 from dss.base.limits import SESSION_TTL_MS_DEFAULT
 from dss.client.caches import Cache
 from dss.client.calls import Calls
-from dss.client.checks import check_names, check_permits, check_priority, check_ttl, check_wait
+from dss.client.checks import (
+    check_names,
+    check_owner,
+    check_permits,
+    check_priority,
+    check_ttl,
+    check_wait,
+)
 from dss.client.election import Election
 from dss.client.events import LockNews
 from dss.client.handles import LockHandle, RwLock
@@ -100,7 +107,7 @@ class Client:
             args["confirm_ms"] = round(confirm * 1_000)
         mode = "shared" if shared else "exclusive"
         want = _want("acquire", (name,), args, ttl, wait, priority, session, mode, confirm)
-        return LockHandle(self._locks, want, owner)
+        return LockHandle(self._locks, want, check_owner(owner))
 
     def locks(
         self,
@@ -115,7 +122,7 @@ class Client:
         """All of these locks, or none: `held.tokens` by name. Their order does not matter."""
         args = {"locks": list(check_names(names))}
         want = _want("acquire_many", tuple(names), args, ttl, wait, priority, session)
-        return LockHandle(self._locks, want, owner)
+        return LockHandle(self._locks, want, check_owner(owner))
 
     def rwlock(
         self,
@@ -131,7 +138,7 @@ class Client:
         writer = _want("acquire", (name,), {"name": name}, ttl, wait, priority, session)
         shared = {**writer.args, "mode": "shared"}
         reader = _want("acquire", (name,), shared, ttl, wait, priority, session, "shared")
-        return RwLock(self._locks, reader, writer, owner)
+        return RwLock(self._locks, reader, writer, check_owner(owner))
 
     def semaphore(
         self,
@@ -146,10 +153,10 @@ class Client:
         owner: str = "",
     ) -> LockHandle:
         """`permits` of `limit`, which all who use it must name alike (409 `limit_mismatch`)."""
-        check_permits(permits, limit)
+        permits, limit = check_permits(permits, limit)
         args = {"name": name, "mode": "semaphore", "limit": limit, "permits": permits}
         want = _want("acquire", (name,), args, ttl, wait, priority, session, "semaphore")
-        return LockHandle(self._locks, want, owner)
+        return LockHandle(self._locks, want, check_owner(owner))
 
     def election(
         self, name: str, *, ttl: float = DEFAULT_TTL_S, wait: float | None = None, priority: int = 0
@@ -264,7 +271,7 @@ def _want(
     confirm_s: float = 0.0,
 ) -> Want:
     check_names(names)
-    check_priority(priority)
+    priority = check_priority(priority)
     if priority:
         args["priority"] = priority
     return Want(op, names, args, mode, check_ttl(ttl), session, check_wait(wait), confirm_s)

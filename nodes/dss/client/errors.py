@@ -92,7 +92,8 @@ class DeadlockError(Conflict):
 
     @property
     def cycle(self) -> list[dict[str, Any]]:
-        """Of each: `session`, `owner`, `label` for people, `name` (and `names`) of its lock."""
+        """Of each: `session` (its handle, not its id), `owner`, `label` for people, `name` (and
+        `names`) of its lock."""
         return list(self.extra.get("cycle", ()))
 
 

@@ -75,13 +75,24 @@ class LockCalls:
         self._requests = requests
         self._http_until_s = 0.0
         self._keys_until_s = 0.0
-        self._keyed: set[tuple[str, int]] = set()
-        """Commands sent by key whose outcome nobody could say."""
+        self._keyed: dict[str, set[int]] = {}
+        """By session: commands sent by key whose outcome nobody could say."""
 
     @property
     def connection(self) -> object | None:
         """The stream's; None: there is none now."""
         return self._stream.mark()[1]
+
+    def forget(self, session: str, seq: int) -> None:
+        """This command has its answer, or nobody will ask for it."""
+        if self._keyed and session in self._keyed:
+            self._keyed[session].discard(seq)
+            if not self._keyed[session]:
+                del self._keyed[session]
+
+    def forget_session(self, session: str) -> None:
+        """It has ended."""
+        self._keyed.pop(session, None)
 
     def _way(self, unknown: _Way | None = None) -> _Way:
         """How to send now.
@@ -141,7 +152,7 @@ class LockCalls:
         """
         unknown: Indeterminate | None = None
         sent: _Way | None = None
-        if self._keyed and (args.get("session"), args.get("seq")) in self._keyed:
+        if self._keyed and args.get("seq") in self._keyed.get(args["session"], ()):
             sent = _Way.HTTP_BY_KEY
         while True:
             way = self._way(sent)
@@ -159,7 +170,7 @@ class LockCalls:
             except Indeterminate as error:
                 unknown, sent = error, way
                 if way is _Way.HTTP_BY_KEY and "seq" in args:
-                    self._keyed.add((args["session"], args["seq"]))
+                    self._keyed.setdefault(args["session"], set()).add(args["seq"])
                 pause_s = (error.retry_after_ms or 0) / 1_000 or PAUSE_S / 10
             except REPEATABLE as error:
                 if self._turn_to_http(way, error):

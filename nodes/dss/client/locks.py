@@ -179,7 +179,7 @@ class Locks:
                     raise
                 await asyncio.sleep(pause_s)
                 continue
-            except (DssError, asyncio.CancelledError):
+            except (Exception, asyncio.CancelledError):
                 self.owners.free(owner, want.names)
                 raise
             try:
@@ -204,6 +204,7 @@ class Locks:
             body = await wait.answer()
             if want.confirm_s:
                 await self._confirm(want, session, owner, body)
+            tokens = tokens_of(want, body)
         except (asyncio.CancelledError, Indeterminate, *REPEATABLE):
             self._chore(self._undo(wait, want, session, owner))
             raise
@@ -213,7 +214,12 @@ class Locks:
                 session.lose(error.message)
                 self.forget(session)
             raise
-        held = Held(self, session, owner, tokens_of(want, body), want.mode)
+        except Exception:  # an argument or an answer that nobody foresaw
+            self._retire(session)
+            self._hold(session, -1)
+            self.owners.free(owner, want.names)
+            raise
+        held = Held(self, session, owner, tokens, want.mode)
         self.owners.holds(held)
         return held
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from dss.base.handles import handle_of, shown_owner
 from dss.client.errors import DeadlockError
 
 if TYPE_CHECKING:
@@ -73,10 +74,18 @@ def _refuse_own(held: Held | None, want: Want) -> None:
         return
     if held.mode == want.mode != "exclusive":
         return
+    session = held.session.id
     raise DeadlockError(
         "deadlock",
         f'lock "{held.name}": this task holds it already ({held.mode}, token {held.token}) and '
         "would wait for itself: release it first, or give both the same session= and owner= to "
         "hold it twice",
-        cycle=[{"session": held.session.id, "owner": held.owner, "name": held.name}],
+        cycle=[
+            {
+                "session": handle_of(session),
+                "owner": shown_owner(session, held.owner),
+                "label": "this task",
+                "name": held.name,
+            }
+        ],
     )

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from dss.base.errors import DssError, Indeterminate, WrongRole
+from dss.base.errors import DssError, Indeterminate, Invalid, WrongRole
 from dss.client.errors import REPEATABLE, error_of, plain, unreachable
 from dss.client.nodes import Nodes
 
@@ -74,12 +74,16 @@ class Requests:
             accept: statuses from 400 on (and 304) that are an answer to the caller, not an error.
 
         Raises:
+            Invalid: `json` holds what cannot be encoded.
             DssError: of the answer's class and code; Unavailable when nobody could be reached for
                 RETRY_S; Indeterminate when a write was sent and no answer came.
         """
         sent = dict(headers or {})
         if json is not None:
-            data = msgspec.json.encode(json)
+            try:
+                data = msgspec.json.encode(json)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise Invalid(f"{method} {path}: it cannot be sent: {error}") from error
             sent["Content-Type"] = "application/json"
         limits = aiohttp.ClientTimeout(
             total=wait_ms / 1_000 + ANSWER_S, sock_connect=CONNECT_S, connect=None

@@ -22,7 +22,7 @@ SILENT_S_MAX: Final = 2.0
 HURRY_S_MAX: Final = 0.3
 """After a lost connection: within this time the session is known at another node."""
 LOOKED_AT_MAX: Final = 1_000
-"""Holds of one session that are looked at together."""
+"""Holds of one session that are looked at together; over HTTP, at each keepalive."""
 DRIFT: Final = 0.001
 """Clocks may run apart by 1,000 ppm: a holder stops trusting its lock that much early."""
 RESOLVE_S: Final = 5.0
@@ -67,6 +67,8 @@ class Session:
         self._newest = 0
         self._answered: set[int] = set()
         self._connection = calls.connection
+        self._unlooked: list[tuple[str, int]] = []
+        """Holds that are still to be looked for since the connection is another one."""
         self._hurried = asyncio.Event()
         self._task = asyncio.create_task(self._keep_alive(), name=f"dss-keepalive-{ttl_ms}")
 
@@ -101,7 +103,7 @@ class Session:
             )
         except (*REPEATABLE, Indeterminate):
             raise
-        except DssError:
+        except Exception:  # nobody asks for it again, also when it could not even be sent
             self._done(args["seq"])
             raise
         self._done(args["seq"])
@@ -114,6 +116,7 @@ class Session:
     def _done(self, seq: int) -> None:
         if seq <= self._floor:
             return
+        self._calls.forget(self.id, seq)
         self._answered.add(seq)
         while self._floor + 1 in self._answered:
             self._floor += 1
@@ -125,6 +128,7 @@ class Session:
             return
         self.lost = True
         self._task.cancel()
+        self._calls.forget_session(self.id)
         holders, self.holders = list(self.holders.values()), {}
         for holder in holders:
             holder.lose(reason)
@@ -177,19 +181,19 @@ class Session:
     async def _look_at_holds(self) -> None:
         """A node tells of locks that are broken from this session's first keepalive on it: what
         was broken before, and over HTTP, is looked for."""
-        connection, self._connection = self._connection, self._calls.connection
-        told = self._connection is not None and self._connection is connection
-        if not self.holders or told:
-            return
-        keys = list(self.holders)[:LOOKED_AT_MAX]
-        looks = [self._calls.ask("verify", {"name": n, "token": t}) for n, t in keys]
-        try:
+        before, self._connection = self._connection, self._calls.connection
+        told = self._connection is not None
+        if self._connection is not before or (not told and not self._unlooked):
+            self._unlooked = list(self.holders)
+        while self._unlooked:  # what fails or comes too late stays for the next time
+            keys = self._unlooked[:LOOKED_AT_MAX]
+            looks = [self._calls.ask("verify", {"name": n, "token": t}) for n, t in keys]
             found = await asyncio.gather(*looks)
-        except BaseException:
-            self._connection = None  # look again next time
-            raise
-        for key, view in zip(keys, found, strict=True):
-            holder = self.holders.get(key)
-            if holder is not None and not view["valid"] and not holder.changing:
-                del self.holders[key]
-                holder.lose("it was taken away: see its history")
+            del self._unlooked[: len(keys)]
+            for key, view in zip(keys, found, strict=True):
+                holder = self.holders.get(key)
+                if holder is not None and not view["valid"] and not holder.changing:
+                    del self.holders[key]
+                    holder.lose("it was taken away: see its history")
+            if not told:
+                return

@@ -17,7 +17,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from dss.base.errors import DssError, Indeterminate, TooLarge, Unavailable
+from dss.base.errors import DssError, Indeterminate, Invalid, TooLarge, Unavailable
 from dss.base.limits import (
     STREAM_IN_FLIGHT_MAX,
     STREAM_MESSAGE_BYTES_MAX,
@@ -107,12 +107,16 @@ class LockStream:
         Raises:
             Closed: the client is.
             TooLarge: it does not fit one message.
+            Invalid: `args` holds what cannot be encoded.
         """
         if self.closed:
             raise Closed()
         request_id = self._next_id
         self._next_id = request_id + 1
-        item = self._encode((request_id, op, args))
+        try:
+            item = self._encode((request_id, op, args))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Invalid(f"{op}: it cannot be sent: {error}") from error
         if len(item) + HEADER_BYTES > STREAM_MESSAGE_BYTES_MAX:
             limit = STREAM_MESSAGE_BYTES_MAX
             raise TooLarge(f"{op}: the request is larger than {limit} bytes", limit=limit)

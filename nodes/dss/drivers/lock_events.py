@@ -11,13 +11,13 @@ from collections.abc import AsyncGenerator
 from typing import Any, Final, Protocol
 
 from dss.base.errors import NoQuorum, Overloaded
+from dss.base.handles import shown_owner
 from dss.base.ids import LOCK_GROUP
 from dss.base.limits import EVENT_STREAMS_MAX, STREAM_WATCHES_MAX
 from dss.core.locks.history import Hold
 from dss.core.locks.journal import WAITING, Happening, Loss
 from dss.core.locks.machine import LockMachine
 from dss.core.locks.state import label_of
-from dss.drivers.lock_handles import shown_owner
 from dss.drivers.ports import Consensus
 
 BATCH: Final = 500

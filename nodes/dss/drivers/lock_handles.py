@@ -2,28 +2,17 @@
 
 A session's id is the only proof of being its client: whoever knows it may release what it holds and
 end it. So it is told to the client that created it, to nodes and to administrators; everybody else
-sees its handle, the first HANDLE_CHARS characters (as in labels), which leaves 96 of 128 random
-bits secret. Whoever has the id recognises itself by them.
+sees its handle. Whoever has the id recognises itself by it.
 
-What must not live here: who is an administrator (api/auth.py).
+What must not live here: what a handle is (base/handles.py), who is an administrator (api/auth.py).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
+from dss.base.handles import handle_of, shown_owner
 from dss.core.machine import Result
-
-HANDLE_CHARS: Final = 8
-
-
-def handle_of(session_id: str) -> str:
-    return session_id[:HANDLE_CHARS]
-
-
-def shown_owner(session: str, owner: str) -> str:
-    """The default owner is the session itself, whose id must not be told."""
-    return "" if owner == session else owner
 
 
 def hide_sessions(lock: dict[str, Any]) -> None:

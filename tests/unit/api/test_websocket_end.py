@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -243,6 +244,20 @@ async def test_peer_that_answers_pings__stays() -> None:
             peer.hears(frame(PONG, b"", MASK))
     assert pings >= 2
     assert peer.end.is_open
+
+
+@scenario
+async def test_loop_that_stood_still__asks_the_peer_before_it_gives_it_up() -> None:
+    peer = Peer(heartbeat_s=0.2)
+    for _ in range(2):  # the second time with a ping of before, which was answered
+        time.sleep(0.35)  # noqa: ASYNC251 - what is tested
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not peer.transport.aborted
+        assert peer.transport.taken() == frame(PING, b"")
+        peer.hears(frame(PONG, b"", MASK))
+    assert await peer.end.over == CUT_OFF  # now it says nothing
+    assert peer.transport.taken() == frame(PING, b"")
 
 
 @scenario

@@ -192,6 +192,22 @@ def test_lock_busy__exit_75_and_the_session_is_ended(
     assert node.requests[-1][0] == "DELETE /v1/sessions/s1"
 
 
+@pytest.mark.parametrize("session", ["0123abcd", "0123abcd…"])
+@pytest.mark.parametrize("verb", ["release", "acquire"])
+def test_handle_for_a_session__is_said_to_be_one_and_not_to_have_ended(
+    serve: Callable[..., Node], capsys: pytest.CaptureFixture[str], session: str, verb: str
+) -> None:
+    ended = {"code": "session_expired", "detail": "session 0123abcd… has ended"}
+    node = serve({f"POST /v1/locks/a/{verb}": (409, ended)})
+    token = ["--token", "7"] if verb == "release" else []
+    assert dss(node, "lock", verb, "a", "--session", session, *token) == 2
+    said = capsys.readouterr().err
+    assert f"--session {session} is a handle, the first 8 characters" in said
+    assert "ended" not in said
+    assert dss(node, "lock", verb, "a", "--session", "0123abcd" * 4, *token) == 1
+    assert "has ended" in capsys.readouterr().err
+
+
 def test_other_roles_node__the_next_endpoint_is_asked(
     serve: Callable[..., Node], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dss.base.errors import Invalid
 from dss.client import Client, connect
-from dss.client.checks import check_wait
+from dss.client.checks import check_permits, check_priority, check_wait
 
 WRONG: list[tuple[Callable[[Any], Any], str]] = [
     (lambda c: c.lock("a", ttl=0.01), r"ttl is 0\.1 to 86400 seconds, not 0\.01"),
@@ -26,6 +26,12 @@ WRONG: list[tuple[Callable[[Any], Any], str]] = [
     (lambda c: c.lock(".."), "no empty"),
     (lambda c: c.lock("\ud800"), "UTF-8 can carry"),
     (lambda c: c.lock(7), "is a str, not int"),
+    (lambda c: c.lock("a", priority=2.5), r"priority is a whole number, not 2\.5"),
+    (lambda c: c.semaphore("a", limit=2.5), r"limit is a whole number, not 2\.5"),
+    (lambda c: c.lock("a", owner="\ud800"), "owner is text that UTF-8 can carry"),
+    (lambda c: c.locks(["a"], owner=7), "owner is a str, not int"),
+    (lambda c: c.rwlock("a", owner=None), "owner is a str, not NoneType"),
+    (lambda c: c.semaphore("a", limit=2, owner="o" * 129), "at most 128 characters, not 129"),
     (lambda c: c.locks("ab"), "a list of names, not one str"),
     (lambda c: c.locks([]), "1 to 100 locks are taken at once, not 0"),
     (lambda c: c.locks(["a", "b", "a"]), "named twice: 'a'"),
@@ -46,6 +52,15 @@ def test_wrong_argument__is_invalid_where_it_is_given(
                 wrong(client)
 
     asyncio.run(scenario())
+
+
+def test_numbers_of_other_kinds__are_sent_as_ints() -> None:
+    class Number(float):
+        """As numpy's: msgpack does not know it."""
+
+    sent = (check_priority(Number(3)), *check_permits(Number(1), Number(2)))  # type: ignore[arg-type]
+    assert sent == (3, 1, 2)
+    assert {type(number) for number in sent} == {int}
 
 
 def test_wait_without_end__is_infinite() -> None:

@@ -24,6 +24,7 @@ class Node:
         self.takes_numbers = takes_numbers
         self.seen: list[tuple[str, dict[str, Any], str | None]] = []
         """Of each write: its path, body and Idempotency-Key."""
+        self.on_write: Callable[[str], None] = lambda path: None
         self.hangs_up: list[str] = []
         """Requests whose path ends so are carried out and not answered, once each."""
 
@@ -34,6 +35,7 @@ class Node:
             return web.json_response({})
         body = await request.json() if request.can_read_body else {}
         self.seen.append((request.path, body, request.headers.get("Idempotency-Key")))
+        self.on_write(request.path)
         if request.path == "/v1/sessions":
             return web.json_response({"session": SESSION, "ttl_ms": 10_000}, status=201)
         if "seq" in body and not self.takes_numbers:
@@ -165,3 +167,32 @@ def test_sent_by_key_with_no_answer_to_be_had__stays_with_its_key(
     run(scenario, node)
     assert node.sent("locks/a/acquire")[-2:] == [(None, f"{SESSION}-3")] * 2
     assert node.sent("locks/a/release") == [((4, 3), None)]
+
+
+def test_sent_by_key__remembered_until_its_answer_or_until_it_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dss.client.locks.RELEASE_S", 0.1)
+    monkeypatch.setattr(sessions_module, "RESOLVE_S", 0.1)
+    remembered: list[dict[str, set[int]]] = []
+
+    async def scenario(client: Client, node: Node) -> None:
+        keyed = client._locks.calls._keyed
+
+        def note(path: str) -> None:
+            remembered.append({session: set(seqs) for session, seqs in keyed.items()})
+            if path.endswith("release"):
+                node.hangs_up = ["release"]  # each time
+
+        node.hangs_up = ["acquire"]
+        node.on_write = note
+        handle = client.lock("a", wait=1)
+        await handle.acquire()
+        assert remembered[-1] == {SESSION: {1}}  # while it was asked for again
+        assert keyed == {}
+        with pytest.raises(Indeterminate):
+            await handle.release()
+        assert {SESSION: {2}} in remembered
+        assert keyed == {}
+
+    run(scenario, Node(takes_numbers=False))

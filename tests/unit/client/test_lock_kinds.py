@@ -11,7 +11,7 @@ import pytest
 from fake_cluster import FakeCluster, run, running
 
 from dss.base.errors import Conflict, Indeterminate
-from dss.client import Client, Held, Leader, LockLost, clock_s, connect, sync
+from dss.client import Client, DeadlockError, Held, Leader, LockLost, clock_s, connect, sync
 from dss.client.sessions import DRIFT
 
 
@@ -159,6 +159,22 @@ def test_deadlock__names_the_cycle_and_the_handle_keeps_its_place() -> None:
             await waiting
             await first.release()
             await victim.acquire()
+
+    run(scenario)
+
+
+def test_deadlock_with_oneself__shows_the_handle_of_the_session_and_not_its_id() -> None:
+    async def scenario(fake: FakeCluster, client: Client) -> None:
+        async with client.lock("a") as held:
+            with pytest.raises(DeadlockError) as caught:
+                async with client.lock("a"):
+                    raise AssertionError("not reached")
+            (step,) = caught.value.cycle
+            assert step == {
+                "session": held.session.id[:8], "owner": held.owner, "label": "this task",
+                "name": "a",
+            }  # fmt: skip
+            assert held.session.id not in f"{caught.value} {caught.value.extra}"
 
     run(scenario)
 
