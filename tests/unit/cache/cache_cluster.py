@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from free_ports import free_port
 
 from dss.core.ring.ring import Ring
 from dss.drivers.caches import CacheService
@@ -44,7 +45,7 @@ class Cluster:
 
     def __init__(self, count: int, memory_url: str, capacity_mib: int = 64) -> None:
         specs = tuple(
-            NodeSpec(f"cache-{n}", "127.0.0.1", 0, _free_port()) for n in range(1, count + 1)
+            NodeSpec(f"cache-{n}", "127.0.0.1", 0, free_port()) for n in range(1, count + 1)
         )
         self.configs = {
             spec.id: NodeConfig(
@@ -104,9 +105,3 @@ async def cluster(folder: Path, count: int = 2) -> AsyncIterator[Cluster]:
     finally:
         for name in list(made.nodes):
             await made.stop(name)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

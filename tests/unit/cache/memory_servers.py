@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 
 @contextmanager
@@ -20,9 +21,7 @@ def redis_server(folder: Path, *settings: str, port: int = 0) -> Iterator[int]:
     if program is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
     if port == 0:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
     wanted = settings or ("--appendonly", "yes", "--appendfsync", "always")
     process = subprocess.Popen(
         [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *wanted],

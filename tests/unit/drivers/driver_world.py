@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-import socket
 from contextlib import asynccontextmanager
 from itertools import count
+
+from free_ports import free_port
 
 from dss.base.levels import FEATURE_LEVEL
 from dss.core.raft.messages import Configuration, Member
@@ -21,12 +22,6 @@ from dss.transport.links import Links
 GROUP = 1
 SETTINGS = RaftSettings(heartbeat_ms=20, election_min_ms=100, election_max_ms=300, lazy_ms=5)
 _boots = count(1)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def specs(*names):

@@ -7,7 +7,8 @@ import time
 
 import msgspec
 import pytest
-from driver_world import free_port, identity, make_links, specs, until
+from driver_world import identity, make_links, specs, until
+from free_ports import free_port
 
 from dss.base import limits
 from dss.base.errors import Indeterminate, Invalid, RemoteError, Unavailable
