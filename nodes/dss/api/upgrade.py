@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from typing import Final
 
 from aiohttp import web
 
-_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+from dss.base.websocket import accept_of
+
 _VERSION: Final = "13"
 _KEY_BYTES: Final = 16
 
@@ -54,7 +54,7 @@ def _accept(request: web.Request) -> str:
         valid = False
     if not valid:
         raise web.HTTPBadRequest(text="Sec-WebSocket-Key is 16 bytes in base64")
-    return base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest()).decode()  # noqa: S324
+    return accept_of(key)
 
 
 def _tokens(header: str | None) -> list[str]:

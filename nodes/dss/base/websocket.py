@@ -8,6 +8,8 @@ no task and no loop turn per message. What must not live here: handshakes, what 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from typing import Final
@@ -41,11 +43,19 @@ TOO_BIG: Final = 1009
 _CODES_OF_OTHERS: Final = (1000, 1001, 1002, 1003, *range(1007, 1015))
 """Of those below 3000, what a close frame may carry."""
 
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""RFC 6455 §1.3: whoever answers with it has read the key as a WebSocket's."""
 CONTROL_BYTES_MAX: Final = 125
 """RFC 6455 §5.5: the payload of a control frame. Two of a close frame's are the code."""
 
 _TAKEN: Final = (False, b"")
 """What aiohttp wants to hear of `feed_data`: not over, nothing left."""
+
+
+def accept_of(key: str) -> str:
+    """RFC 6455 §4.2.2: the Sec-WebSocket-Accept to a Sec-WebSocket-Key."""
+    digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
 
 
 class WebSocketEnd:

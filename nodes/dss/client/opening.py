@@ -7,7 +7,6 @@ node to connect to, what messages mean.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from typing import Any, Final, cast
 import aiohttp
 
 from dss.base.limits import STREAM_OUTBOX_BYTES_MAX
-from dss.base.websocket import WebSocketEnd
+from dss.base.websocket import WebSocketEnd, accept_of
 
 HEARTBEAT_S: Final = 4.0
 """WebSocket pings: a silently dead node is noticed within 1.5 of these, below a usual TTL."""
 CLOSE_S: Final = 1.0
 """For the node's half of the closing handshake."""
 
-_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _NO_LIMITS: Final = aiohttp.ClientTimeout(total=None)
 _MASKS_AT_ONCE: Final = 256
 
@@ -59,22 +57,21 @@ async def open_websocket(
     Raises:
         NoWebSocket; aiohttp.ClientError, OSError: nobody could be reached.
     """
-    key = base64.b64encode(os.urandom(16))
+    key = base64.b64encode(os.urandom(16)).decode()
     asked = {
         "Upgrade": "websocket",
         "Connection": "Upgrade",
         "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": key.decode(),
+        "Sec-WebSocket-Key": key,
     }
     response = await http.get(
         url, headers={**headers, **asked}, timeout=_NO_LIMITS, raise_for_status=False
     )
     try:
         connection = response.connection
-        accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()  # noqa: S324
         if (
             response.status != 101
-            or response.headers.get("Sec-WebSocket-Accept") != accept
+            or response.headers.get("Sec-WebSocket-Accept") != accept_of(key)
             or connection is None
         ):
             raise NoWebSocket(response.status)
