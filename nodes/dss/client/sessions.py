@@ -11,6 +11,7 @@ import random
 from typing import Any, Final, Protocol
 
 from dss.base.errors import DssError, Indeterminate
+from dss.base.handles import handle_of
 from dss.client.errors import REPEATABLE
 from dss.client.lock_calls import PAUSE_S, LockCalls, clock_s
 
@@ -74,7 +75,7 @@ class Session:
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else f"ttl {self.ttl_ms / 1_000:g} s"
-        return f"<Session {self.id[:8]}…, {state}>"  # whoever knows all of the id may use it
+        return f"<Session {handle_of(self.id)}…, {state}>"  # whoever knows all of the id may use it
 
     @property
     def is_safe(self) -> bool:

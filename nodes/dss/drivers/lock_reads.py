@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from dss.base.errors import DssError, Indeterminate, NoQuorum, Unavailable
+from dss.base.handles import handle_of
 from dss.base.ids import LOCK_GROUP
 from dss.base.limits import FORWARDED_READ_RETRY_MS
 from dss.core.locks.answers import session_expired
@@ -182,6 +183,8 @@ def _answer(machine: LockMachine, read: Read, log_ms: int) -> Result:
     if isinstance(read, WatchSession):
         return (200, {}) if session is not None else session_expired(read.session)
     if session is None:
-        message = f"session {read.session[:8]}… does not exist or has ended: create a new one"
+        message = (
+            f"session {handle_of(read.session)}… does not exist or has ended: create a new one"
+        )
         return 404, {"code": "not_found", "message": message}
     return 200, session

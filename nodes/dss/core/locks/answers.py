@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
+from dss.base.handles import handle_of
 from dss.base.limits import (
     ANSWERS_BYTES_MAX,
     HOLDS_MAX,
@@ -93,8 +94,8 @@ def session_expired(session_id: str) -> Result:
     return problem(
         409,
         "session_expired",
-        f"session {session_id[:8]}… does not exist or has ended, and its locks were released: "
-        "create a new one.",
+        f"session {handle_of(session_id)}… does not exist or has ended, and its locks were "
+        "released: create a new one.",
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from dss.base.handles import handle_of
 from dss.base.levels import BASE_LEVEL
 from dss.core.locks.history import History, Hold
 from dss.core.locks.journal import Journal
@@ -334,5 +335,5 @@ def joins(lock: Lock, mode: str, permits: int, limit: int) -> bool:
 
 def label_of(session_id: str, session_name: str, owner: str) -> str:
     """`worker-7`, `worker-7/task 3`, `session 0123abcd…`."""
-    name = session_name or f"session {session_id[:8]}…"
+    name = session_name or f"session {handle_of(session_id)}…"
     return name if owner == session_id else f"{name}/{owner}"
