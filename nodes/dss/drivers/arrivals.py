@@ -58,8 +58,7 @@ class Arrivals:
 
     def keeps_back(self, group: Group, peer: str, chunk: SnapshotChunk) -> bool:
         """Whether the core shall not hear of this piece (now)."""
-        arriving = group.arriving
-        if arriving is not None:
+        if group.arriving is not None:
             return True  # whoever sent it repeats it
         raft = group.raft
         if (
@@ -78,8 +77,7 @@ class Arrivals:
     def end_unwanted(self, group: Group) -> None:
         """After a step of the core: what it was told of and did not install, it does not want."""
         arriving = group.arriving
-        if arriving is not None and arriving.cycle is not None:
-            assert arriving.cycle < self._engine.cycles
+        if arriving is not None and arriving.ready:
             self._drop(group, arriving)
 
     def receiver(self, group: Group, chunk: SnapshotChunk) -> SnapshotReceiver:
@@ -115,7 +113,7 @@ class Arrivals:
                 arriving.replace = lambda: machine.restore(data)
 
         def done() -> None:
-            arriving.cycle = self._engine.cycles
+            arriving.ready = True
             group.inbox.append(fx.Receive(arriving.peer, chunk))
             self._engine.touch(group)
             self._engine.hooks.wake()

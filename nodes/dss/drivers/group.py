@@ -39,9 +39,8 @@ class Arriving(msgspec.Struct):
     """The last piece: kept back from the core until all is ready."""
     replace: Callable[[], None] | None = None
     """Puts it in the machine's place."""
-    cycle: int | None = None
-    """The engine's, when it was ready: the next one tells whether the core wants it. None: it is
-    not ready yet."""
+    ready: bool = False
+    """The core has the piece among its next events: that step tells whether it wants it."""
 
 
 class EngineHooks(Protocol):
