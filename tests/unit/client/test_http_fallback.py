@@ -61,6 +61,13 @@ class Node:
         ]
 
 
+async def turned(node: Node, *, takes_numbers: bool) -> None:
+    """Once it has hung up, it is of another release."""
+    while node.hangs_up:  # noqa: ASYNC110 - of the other side
+        await asyncio.sleep(0.001)
+    node.takes_numbers = takes_numbers
+
+
 def run(test: Callable[[Client, Node], Awaitable[None]], node: Node) -> None:
     async def main() -> None:
         app = web.Application()
@@ -125,12 +132,7 @@ def test_sent_by_number_with_no_answer_to_be_had__never_sent_by_key(
         async with client.lock("a", wait=1):
             node.hangs_up = ["release"]
 
-            async def turn_old() -> None:
-                while node.hangs_up:  # noqa: ASYNC110 - of the other side
-                    await asyncio.sleep(0.001)
-                node.takes_numbers = False
-
-            turning = asyncio.create_task(turn_old())
+            turning = asyncio.create_task(turned(node, takes_numbers=False))
         await turning
 
     monkeypatch.setattr("dss.client.locks.RELEASE_S", 0.3)
@@ -153,12 +155,7 @@ def test_sent_by_key_with_no_answer_to_be_had__stays_with_its_key(
             pass
         node.hangs_up = ["acquire"]
 
-        async def turn_new() -> None:
-            while node.hangs_up:  # noqa: ASYNC110 - of the other side
-                await asyncio.sleep(0.001)
-            node.takes_numbers = True
-
-        turning = asyncio.create_task(turn_new())
+        turning = asyncio.create_task(turned(node, takes_numbers=True))
         async with client.lock("a", wait=1):
             pass
         await turning

@@ -148,3 +148,14 @@ async def trio(*, start=("n1", "n2", "n3")):
         yield world
     finally:
         await asyncio.gather(*(member.stop() for member in world.members.values()))
+
+
+def run(scenario):
+    """`scenario(world)` with three settled processes."""
+
+    async def within():
+        async with asyncio.timeout(10), trio() as world:
+            await world.settled()
+            await scenario(world)
+
+    asyncio.run(within())

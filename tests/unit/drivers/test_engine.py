@@ -311,13 +311,18 @@ def test_lone_voter__answers_only_after_its_sync():
     assert sink.statuses == {1: 200}
 
 
-def test_follower__acknowledges_only_after_its_sync():
+def follower_that_was_sent_an_entry():
     world = World()
     leader = world.elect()
     follower = next(node for node in world.nodes.values() if node is not leader)
     leader.propose(Sink(), 1)
     leader.cycle()
     world.deliver()
+    return follower
+
+
+def test_follower__acknowledges_only_after_its_sync():
+    follower = follower_that_was_sent_an_entry()
     follower.sent.clear()
     assert follower.engine.begin()
     assert not [m for m in follower.sent if isinstance(m, AppendResponse)]
@@ -359,12 +364,7 @@ def test_leader__its_requests_leave_before_its_own_log_is_written(monkeypatch):
 
 
 def test_follower__its_acknowledgement_leaves_first_after_the_sync(monkeypatch):
-    world = World()
-    leader = world.elect()
-    follower = next(node for node in world.nodes.values() if node is not leader)
-    leader.propose(Sink(), 1)
-    leader.cycle()
-    world.deliver()
+    follower = follower_that_was_sent_an_entry()
     done = order_of(follower, monkeypatch)
     follower.cycle()
     assert done == ["flush", "write", "sync", "send", "flush"]

@@ -141,6 +141,12 @@ class World:
         [(_, forward)] = self.links.forwards()
         return forward
 
+    async def unheard(self, *rids):
+        """The leader `l` gets nothing, though it is heard: these end."""
+        self.links.one_way = True
+        self.forwarded(*rids)
+        await until(lambda: self.sink.answers)
+
     def leads(self, node_id):
         self.host.leader = node_id
         self.forwarder.role_changed(GROUP, node_id)
@@ -460,10 +466,8 @@ def test_node_ends__held_and_later_requests_hear_503():
 
 def test_leader_is_heard_and_brings_no_echo__indeterminate_soon_and_then_503():
     async def scenario(world):
-        world.links.one_way = True
         started = world.host.loop.time()
-        world.forwarded(1)
-        await until(lambda: world.sink.answers)
+        await world.unheard(1)
         assert HOLD_MS <= (world.host.loop.time() - started) * 1000 + 1 < HOLD_MS + 300
         assert world.sink.statuses == {1: 504}
         world.submit(2)
@@ -477,9 +481,7 @@ def test_leader_is_heard_and_brings_no_echo__indeterminate_soon_and_then_503():
 
 def test_leader_hears_again__what_is_held_goes_to_it():
     async def scenario(world):
-        world.links.one_way = True
-        world.forwarded(1)
-        await until(lambda: world.sink.answers)
+        await world.unheard(1)
         world.submit(2)
         world.links.echoes[-1].set_result(b"")
         await until(lambda: len(world.links.forwards()) == 2)
@@ -544,9 +546,7 @@ def test_request_waits_at_a_leader_that_hears_no_more__it_goes_on_waiting():
 
 def test_new_link_to_a_leader_that_did_not_hear__requests_go_to_it():
     async def scenario(world):
-        world.links.one_way = True
-        world.forwarded(1)
-        await until(lambda: world.sink.answers)
+        await world.unheard(1)
         world.submit(2)
         world.links.down("l")
         world.links.up("l")

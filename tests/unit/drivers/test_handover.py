@@ -4,22 +4,13 @@ import asyncio
 import time
 
 import pytest
-from driver_world import GROUP, SETTINGS, Process, Sink, specs, trio, until
+from driver_world import GROUP, SETTINGS, Process, Sink, run, specs, until
 
 from dss.core.raft.messages import Configuration, Member
 from dss.drivers import handover
 
 SOON_S = 0.13
 """Less than DRAIN_QUIET_MS, and than SETTINGS.election_max_ms."""
-
-
-def run(scenario):
-    async def within():
-        async with asyncio.timeout(10), trio() as world:
-            await world.settled()
-            await scenario(world)
-
-    asyncio.run(within())
 
 
 async def hand_over(member):

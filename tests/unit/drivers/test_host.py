@@ -6,22 +6,13 @@ import threading
 import time
 
 import pytest
-from driver_world import GROUP, SETTINGS, Sink, trio, until
+from driver_world import GROUP, SETTINGS, Sink, run, until
 
 from dss.base.errors import DssError, NoQuorum
 from dss.core.raft.messages import Configuration, Member, SnapshotChunk
 from dss.storage.wal import Wal
 from dss.testing.disk import SimFiles, _Inode
 from dss.testing.tally import Add, Tally
-
-
-def run(scenario):
-    async def within():
-        async with asyncio.timeout(10), trio() as world:
-            await world.settled()
-            await scenario(world)
-
-    asyncio.run(within())
 
 
 def test_propose_through_a_follower__answered_and_applied_everywhere():

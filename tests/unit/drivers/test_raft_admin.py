@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from driver_world import GROUP, SETTINGS, trio, until
+from driver_world import GROUP, SETTINGS, run, until
 
 from dss.base.errors import Conflict, Invalid, NotFound
 from dss.drivers.raft_admin import RaftAdmin
@@ -18,15 +18,6 @@ def admin_of(member, **flags):
         host=member.host,
         **flags,
     )
-
-
-def run(scenario):
-    async def within():
-        async with asyncio.timeout(10), trio() as world:
-            await world.settled()
-            await scenario(world)
-
-    asyncio.run(within())
 
 
 def test_status__names_the_process_its_links_and_each_group():

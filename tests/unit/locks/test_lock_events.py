@@ -52,18 +52,24 @@ async def events_of(http, query="", **headers):
         yield Events(response)
 
 
+async def five_events(consensus, http):
+    """granted a, granted b, waiting a, released a, granted a; the first one's token."""
+    one, two = await session_of(http, "one"), await session_of(http, "two")
+    _, held = await post(http, "/v1/locks/a/acquire", {"session": one})
+    await post(http, "/v1/locks/b/acquire", {"session": one})
+    waiting = asyncio.create_task(
+        post(http, "/v1/locks/a/acquire", {"session": two, "wait_ms": 900})
+    )
+    await until(lambda: consensus.lock_machine.waiting)
+    await post(http, "/v1/locks/a/release", {"session": one, "token": held["token"]})
+    await waiting
+    return held["token"]
+
+
 @scenario
 async def test_events__grants_waits_and_releases_with_numbers_that_go_on(consensus, http, app):
-    one, two = await session_of(http, "one"), await session_of(http, "two")
     async with events_of(http, "?prefix=a") as events:
-        _, held = await post(http, "/v1/locks/a/acquire", {"session": one})
-        await post(http, "/v1/locks/b/acquire", {"session": one})
-        waiting = asyncio.create_task(
-            post(http, "/v1/locks/a/acquire", {"session": two, "wait_ms": 900})
-        )
-        await until(lambda: consensus.lock_machine.waiting)
-        await post(http, "/v1/locks/a/release", {"session": one, "token": held["token"]})
-        await waiting
+        token = await five_events(consensus, http)
         seen = [await events.next() for _ in range(4)]
     assert [(number, kind) for number, kind, _ in seen] == [
         (1, "granted"),
@@ -72,7 +78,7 @@ async def test_events__grants_waits_and_releases_with_numbers_that_go_on(consens
         (5, "granted"),
     ]
     assert seen[0][2] == {
-        "index": 1, "event": "granted", "name": "a", "token": held["token"], "holder": "one",
+        "index": 1, "event": "granted", "name": "a", "token": token, "holder": "one",
         "mode": "exclusive", "ago_ms": 0, "owner": "",
     }  # fmt: skip
     assert seen[1][2]["waiter"] == "two"

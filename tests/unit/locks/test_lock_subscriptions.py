@@ -7,7 +7,7 @@ import pytest
 from aiohttp import WSMsgType
 from lock_fakes import FakeConsensus, ListSink
 from machine_world import sid
-from test_lock_events import events_of
+from test_lock_events import events_of, five_events
 from test_lock_http import (
     acquire,
     answers,
@@ -78,19 +78,6 @@ async def follow(ws, number, **args):
     found = Following(ws, number, body["index"])
     found.told = [push[2] for push in pushes]
     return found
-
-
-async def five_events(consensus, http):
-    """granted a, granted b, waiting a, released a, granted a"""
-    one, two = await session_of(http, "one"), await session_of(http, "two")
-    _, held = await post(http, "/v1/locks/a/acquire", {"session": one})
-    await post(http, "/v1/locks/b/acquire", {"session": one})
-    waiting = asyncio.create_task(
-        post(http, "/v1/locks/a/acquire", {"session": two, "wait_ms": 900})
-    )
-    await until(lambda: consensus.lock_machine.waiting)
-    await post(http, "/v1/locks/a/release", {"session": one, "token": held["token"]})
-    await waiting
 
 
 @scenario
